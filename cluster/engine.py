@@ -1,0 +1,198 @@
+"""`Engine`: one language model on one device, with continuous batching over slots.
+
+A finished sequence's slot is refilled at once. Prompts are prefilled alone (whole, or in chunks
+that alternate with decode steps of the others), so a sequence's first token does not depend on who
+else is there. Outputs are deterministic given (requests in order, batch size, threads) on one type
+of machine. Knows nothing of Ray.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cluster.batch import Batch, Sequence
+from cluster.completion import Completion, EngineStats, Request, Score
+from cluster.sampling import Sampler, step_key
+from optim.cache import CacheFactory, SlotCache
+from optim.errors import SequenceError
+from optim.model import LanguageModel
+
+
+class Engine:
+    """Generates and scores with one model.
+
+    `batch_size` is the number of slots; `prefill_chunk` the tokens per prefill step, None for whole
+    prompts. `max_length` bounds a sequence (prompt and completion); None is the model's context
+    length.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        *,
+        batch_size: int = 8,
+        cache: CacheFactory | None = None,
+        prefill_chunk: int | None = None,
+        max_length: int | None = None,
+    ) -> None:
+        self.lm = lm
+        self.batch_size = batch_size
+        self.prefill_chunk = prefill_chunk
+        lengths = [n for n in (max_length, lm.context_length) if n is not None]
+        self.max_length = min(lengths) if lengths else None
+        self._cache_factory = cache
+        self._sampler = Sampler(lm.vocabulary.keys_V, lm.vocabulary.base_lengths_V, lm.device)
+        self._base_lengths: list[int] = lm.vocabulary.base_lengths_V.tolist()
+        self._ends = lm.end_ids
+        self.stats = EngineStats()
+
+    def reset_stats(self) -> None:
+        self.stats = EngineStats()
+
+    # --- generating ----------------------------------------------------------------------------
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """Complete every request; yields in order of finishing, one `Completion` each.
+
+        A request that cannot run (too long, no tokens, not finite) yields one with `error` set.
+        """
+        return Batch(self, requests).run()
+
+    def encode(self, request: Request) -> list[int]:
+        """Token ids of a prompt; SequenceError where there are none or too many."""
+        try:
+            encoded = self.lm.tokenizer(request.prompt, add_special_tokens=not request.is_chat)
+        except (TypeError, ValueError, UnicodeError) as error:
+            raise SequenceError(f"the prompt cannot be encoded: {error}") from error
+        ids: list[int] = list(encoded["input_ids"])
+        if not ids:
+            start = self.lm.tokenizer.bos_token_id
+            if start is None:
+                raise SequenceError("the prompt has no tokens")
+            ids = [start]
+        if self.max_length is not None and len(ids) >= self.max_length:
+            raise SequenceError(
+                f"the prompt has {len(ids)} tokens and the context window is {self.max_length}"
+            )
+        return ids
+
+    def new_cache(self, longest: int) -> SlotCache:
+        """A fresh cache for one call, for sequences of up to `longest` tokens."""
+        cache: SlotCache = self.lm.cache(self._cache_factory, self.batch_size, longest)
+        return cache
+
+    def forward(self, **inputs: Any) -> Tensor:
+        """Logits of the last position, [B, V]."""
+        with torch.inference_mode():
+            logits: Tensor = self.lm.model(**inputs, use_cache=True, logits_to_keep=1).logits
+        return logits[:, -1]
+
+    def choose(self, logits_BV: Tensor, sequences: list[Sequence]) -> list[int]:
+        """The next token of each sequence; -1 where the logits are not finite."""
+        with torch.inference_mode():
+            return self._sampler(
+                logits_BV,
+                [s.request.params for s in sequences],
+                [step_key(s.stream, s.spent) for s in sequences],
+                [s.budget - s.spent for s in sequences],
+            )
+
+    def accept(self, sequence: Sequence, token: int, now: float) -> bool:
+        """Append a token; True where the sequence is finished."""
+        result, params = sequence.result, sequence.request.params
+        if token < 0:
+            return self.fail(sequence, "the logits are not finite (NaN or infinite)")
+        result.ids.append(token)
+        result.base_tokens_spent += self._base_lengths[token]
+        elapsed = now - sequence.start
+        result.token_times_s.append(elapsed)
+        if result.ttft_s is None:
+            result.ttft_s = elapsed
+        result.e2e_s = elapsed
+        sequence.last_token = token
+        if token in self._ends:
+            result.finish_reason, result.ended_by_token = "stop", True
+        elif params.stop and self._cut_at_stop(result, params.stop):
+            result.finish_reason = "stop"
+            return True
+        elif sequence.spent >= sequence.budget or len(result.ids) >= sequence.room:
+            result.finish_reason = "length"
+        else:
+            return False
+        result.text = self.decode(result.ids)
+        return True
+
+    def fail(self, sequence: Sequence, error: str) -> bool:
+        sequence.result = Completion(
+            sequence.request, error=error, started_at=sequence.result.started_at
+        )
+        return True
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of generated ids, exactly: no special tokens, no clean-up of spaces."""
+        if ids and ids[-1] in self._ends:
+            ids = ids[:-1]
+        text: str = self.lm.tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    def _cut_at_stop(self, result: Completion, stops: tuple[str, ...]) -> bool:
+        # A token holds at least one byte in a byte-level vocabulary, and special or partial ones
+        # may decode to nothing: twice the longest stop string in bytes is a safe tail.
+        tail = result.ids[-(2 * max(len(s.encode()) for s in stops) + 8) :]
+        if not any(s in self.decode(tail) for s in stops):
+            return False
+        text = self.decode(result.ids)
+        places = [place for s in stops if (place := text.find(s)) >= 0]
+        if not places:
+            return False
+        result.text = text[: min(places)]
+        return True
+
+    # --- scoring -------------------------------------------------------------------------------
+
+    def score(self, context: str, continuation: str, *, is_chat: bool = False) -> Score:
+        """Teacher-forced -ln p(continuation | context) in nats, one forward without a cache.
+
+        Context and continuation are encoded apart, so that no token spans the join whatever the
+        vocabulary. An empty context is the start token. Raises SequenceError where the
+        continuation has no tokens, or both do not fit the context window.
+        """
+        tokenizer = self.lm.tokenizer
+        before: list[int] = list(tokenizer(context, add_special_tokens=not is_chat)["input_ids"])
+        after: list[int] = list(tokenizer(continuation, add_special_tokens=False)["input_ids"])
+        if not after:
+            raise SequenceError("the continuation has no tokens")
+        if not before:
+            start = tokenizer.bos_token_id
+            start = next(iter(sorted(self._ends)), None) if start is None else start
+            if start is None:
+                raise SequenceError("there is no context, and the model has no start token")
+            before = [start]
+        limit = self.lm.context_length
+        if limit is not None and len(before) + len(after) > limit:
+            raise SequenceError(
+                f"context and continuation have {len(before) + len(after)} tokens and the context "
+                f"window is {limit}"
+            )
+        nats = self._negative_log_likelihood([*before, *after], len(after))
+        return Score(nats, len(after), len(continuation.encode()))
+
+    def _negative_log_likelihood(self, ids: list[int], num_scored: int) -> float:
+        inputs = torch.tensor([ids[:-1]], device=self.lm.device)
+        targets = torch.tensor(ids[-num_scored:], device=self.lm.device)
+        with torch.inference_mode():
+            logits = self.lm.model(
+                input_ids=inputs, use_cache=False, logits_to_keep=num_scored
+            ).logits[0, -num_scored:]
+            nats = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+        value = float(nats)
+        if not math.isfinite(value):
+            raise SequenceError("the logits are not finite (NaN or infinite)")
+        return value

@@ -1,0 +1,221 @@
+"""What a trial runs, as plain frozen data: configurations, datasets, cells and blocks.
+
+A `Plan` is made by the jobs from a trial's spec, is written to the manifest, and is all that a
+worker needs. It is JSON both ways, so nothing is pickled but plain values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+SCHEMA_VERSION = 1
+"""Version of the result files; part of every cell key, so files of two versions never mix."""
+
+Kind = Literal["generations", "likelihoods"]
+"""What a cell produces; also the name of the folder that its part lies in."""
+
+
+def digest(value: object) -> str:
+    """sha256 (hex) of the canonical JSON of `value`: sorted keys, no spaces, UTF-8."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSource(Frozen):
+    """Where a model comes from and how it is loaded."""
+
+    path: str
+    """A local folder, a hub id, or `demo` (the model that ships with Optrial)."""
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """`auto` is float32 on CPU and the checkpoint's own dtype on GPU."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` is cuda where the worker was given a GPU, else cpu."""
+    trust_remote_code: bool = False
+    fingerprint: str = ""
+    """sha256 of the weights' and tokenizer's files, or the hub revision."""
+
+
+class Generation(Frozen):
+    """How completions are sampled; the same for every configuration of a trial."""
+
+    max_new_tokens: int = 64
+    """Budget in base tokens: a token that stands for n base tokens spends n."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 is off."""
+    stop: tuple[str, ...] = ()
+    token_times: bool = False
+    """Record every token's time (`token_times_s`)."""
+    completion_ids: bool = False
+    """Record the ids (`completion_ids`) beside the text."""
+
+
+class OptimizationSettings(Frozen):
+    """One optimisation by its registered name, and its settings."""
+
+    name: str
+    settings: dict[str, Any] = {}
+
+
+class Configuration(Frozen):
+    """One arm of the trial: optimisations plus engine settings."""
+
+    name: str
+    optimizations: tuple[OptimizationSettings, ...] = ()
+    batch_size: int = 8
+    cache: str = "dynamic"
+    prefill_chunk: int | None = None
+    """Tokens per prefill step; None prefills a prompt whole."""
+    vs: str | None = None
+    """The configuration that this one is compared with; None for a reference."""
+    duplicate_of: str | None = None
+    """Set on the second half of an A/A pair."""
+    levels: dict[str, str] = {}
+    """Factor name -> level name, where the configuration comes from `factors`."""
+    fingerprint: str = ""
+    """Digest of all that decides this configuration's outputs, and of its name."""
+
+
+class Dataset(Frozen):
+    """The rows of one dataset in `inputs/prompts.parquet`, cut into shards."""
+
+    name: str
+    num_prompts: int
+    first_row: int
+    """Where its rows start in the file; they are contiguous."""
+    num_shards: int
+    fingerprint: str
+    """sha256 over its rows as run."""
+    scorers: tuple[str, ...] = ()
+    has_targets: bool = False
+
+    def rows(self, shard: int) -> tuple[int, int]:
+        """`[start, stop)` of a shard within the dataset; sizes differ by at most one."""
+        return (
+            shard * self.num_prompts // self.num_shards,
+            (shard + 1) * self.num_prompts // self.num_shards,
+        )
+
+
+class Cell(Frozen):
+    """The unit of commit and resume: one shard, one seed, one configuration."""
+
+    key: str
+    kind: Kind
+    configuration: str
+    dataset: str
+    shard: int
+    seed: int | None
+    """None for likelihoods, which draw nothing."""
+    start: int
+    stop: int
+
+
+class Block(Frozen):
+    """The cells of one (dataset, shard, seed) under all configurations.
+
+    One worker runs them back to back, in an order drawn at random, so that drift of the machine
+    meets every configuration alike.
+    """
+
+    index: int
+    kind: Kind
+    dataset: str
+    shard: int
+    seed: int | None
+    cells: tuple[Cell, ...]
+
+
+class WorkerResources(Frozen):
+    """How many workers, and what each one is given."""
+
+    count: int = 1
+    cpus: float = 1
+    gpus: float = 0
+
+
+class Plan(Frozen):
+    """The whole trial, resolved."""
+
+    run_id: str
+    """Digest of all that decides the deterministic columns: the same trial has the same id."""
+    output: str
+    model: ModelSource
+    configurations: tuple[Configuration, ...]
+    datasets: tuple[Dataset, ...]
+    seeds: tuple[int, ...]
+    generation: Generation
+    likelihoods: bool = True
+    """Whether targets are scored by the model (bits per byte, multiple choice)."""
+    workers: WorkerResources = WorkerResources()
+    shuffle_seed: int = 0
+
+    def configuration(self, name: str) -> Configuration:
+        return next(c for c in self.configurations if c.name == name)
+
+    def dataset(self, name: str) -> Dataset:
+        return next(d for d in self.datasets if d.name == name)
+
+    def blocks(self) -> Iterator[Block]:
+        """Every block of the trial in canonical order (the scheduler shuffles)."""
+        index = 0
+        for seed in self.seeds:
+            for dataset in self.datasets:
+                for shard in range(dataset.num_shards):
+                    yield self._block(index, "generations", dataset, shard, seed)
+                    index += 1
+        if not self.likelihoods:
+            return
+        for dataset in self.datasets:
+            if dataset.has_targets:
+                for shard in range(dataset.num_shards):
+                    yield self._block(index, "likelihoods", dataset, shard, None)
+                    index += 1
+
+    def _block(
+        self, index: int, kind: Kind, dataset: Dataset, shard: int, seed: int | None
+    ) -> Block:
+        start, stop = dataset.rows(shard)
+        cells = tuple(
+            Cell(
+                key=cell_key(c.fingerprint, dataset.fingerprint, kind, seed, start, stop),
+                kind=kind,
+                configuration=c.name,
+                dataset=dataset.name,
+                shard=shard,
+                seed=seed,
+                start=start,
+                stop=stop,
+            )
+            for c in self.configurations
+        )
+        return Block(
+            index=index, kind=kind, dataset=dataset.name, shard=shard, seed=seed, cells=cells
+        )
+
+
+def cell_key(
+    configuration_fingerprint: str,
+    dataset_fingerprint: str,
+    kind: Kind,
+    seed: int | None,
+    start: int,
+    stop: int,
+) -> str:
+    """The name that a cell's part is committed under: equal work has an equal key."""
+    identity = [
+        SCHEMA_VERSION, configuration_fingerprint, dataset_fingerprint, kind, seed, start, stop,
+    ]  # fmt: skip
+    return digest(identity)[:16]

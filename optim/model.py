@@ -1,0 +1,255 @@
+"""`LanguageModel`: a causal LM, its tokenizer and its cache, loaded from a folder or a hub.
+
+Weights are read from safetensors only and code from the hub is never run unless the caller asks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from optim.cache import CacheFactory, DynamicSlotCache
+from optim.errors import InputError
+
+DEMO = Path(__file__).parent / "demo_model"
+"""The small model that ships with Optrial."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What the engine must know of each token id: its noise key, and its length."""
+
+    keys_V: Tensor
+    """int64: the base id of a kept token, a hash of its bytes for a new one."""
+    base_lengths_V: Tensor
+    """int32: how many base tokens it stands for."""
+
+    @classmethod
+    def base(cls, size: int) -> Vocabulary:
+        return cls(torch.arange(size), torch.ones(size, dtype=torch.int32))
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """What an optimisation takes and gives; never changed in place."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    vocabulary: Vocabulary
+    new_cache: CacheFactory | None = None
+    """Set by an optimisation that brings its own cache; else the configuration's `cache` rules."""
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def context_length(self) -> int | None:
+        """Positions that the model knows, prompt and completion together; None for no limit."""
+        config = self.model.config.get_text_config(decoder=True)
+        length = getattr(config, "max_position_embeddings", None)
+        return int(length) if length else None
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Token ids that end a completion, as the model's generation config says."""
+        ends = getattr(self.model.generation_config, "eos_token_id", None)
+        if ends is None:
+            ends = self.tokenizer.eos_token_id
+        if ends is None:
+            return frozenset()
+        return frozenset(ends if isinstance(ends, list) else [ends])
+
+    def cache(self, factory: CacheFactory | None, num_slots: int, max_length: int) -> Any:
+        make = self.new_cache or factory or DynamicSlotCache
+        return make(self.model, num_slots, max_length)
+
+
+def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LanguageModel:
+    """A `LanguageModel` of a model that is in memory already."""
+    size = model.get_output_embeddings().weight.shape[0]
+    return LanguageModel(model.eval(), tokenizer, Vocabulary.base(size))
+
+
+def load(
+    path: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+) -> LanguageModel:
+    """Load a model and its tokenizer on one device.
+
+    `path` is a folder, a hub id, or `demo`. `dtype` `auto` is float32 on CPU, the checkpoint's own
+    elsewhere; `device` `auto` is cuda where there is one. Raises InputError where the path is no
+    model, where it is unsafe to read, and where it does not fit the device.
+    """
+    folder = resolve(path, revision=revision)
+    where = torch.device(_device(device))
+    with _model_errors(path):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        wanted = _dtype(dtype, config, where)
+        _check_fits(config, wanted, where, path, trust_remote_code)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=wanted,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+        )
+    model.requires_grad_(False)
+    tokenizer = load_tokenizer(path, revision=revision, trust_remote_code=trust_remote_code)
+    return wrap(model.to(where), tokenizer)
+
+
+def load_tokenizer(
+    path: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model; InputError where there is none."""
+    folder = resolve(path, revision=revision)
+    with _model_errors(path):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+
+
+def resolve(path: str, *, revision: str | None = None) -> Path:
+    """The local folder of a model: the shipped one, a given one, or a hub snapshot."""
+    if path == "demo":
+        return DEMO
+    folder = Path(path).expanduser()
+    if folder.exists() or path.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(path):
+        if not (folder / "config.json").is_file():
+            found = "there is no such folder" if not folder.exists() else "it has no config.json"
+            raise InputError(
+                f"is not a model: {found}",
+                source=path,
+                field="model",
+                mend="Give a folder with config.json and *.safetensors, a hub id, or demo",
+            )
+        return folder
+    return _snapshot(path, revision)
+
+
+def _snapshot(hub_id: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        at = f" at revision {revision}" if revision else ""
+        raise InputError(
+            f"cannot be had from the hub{at} ({type(error).__name__})",
+            source=hub_id,
+            field="model",
+            mend="Check the id, the revision and the network, or give a local folder",
+        ) from error
+
+
+def fingerprint(path: str, *, revision: str | None = None) -> str:
+    """What names a model's content: sha256 over its files, or the commit of a hub snapshot."""
+    folder = resolve(path, revision=revision)
+    if folder.parent.name == "snapshots":
+        return folder.name
+    digest = hashlib.sha256()
+    names = sorted({file for pattern in _FILES for file in folder.glob(pattern)})
+    for file in names:
+        digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def weight_bytes(model: PreTrainedModel, beside: PreTrainedModel | None = None) -> tuple[int, int]:
+    """(shared, private) bytes of a model's parameters and buffers.
+
+    Shared is what lies in the same storage as `beside`'s; tied parameters count once.
+    """
+    own = _storages(model)
+    theirs = _storages(beside) if beside is not None else {}
+    shared = sum(size for address, size in own.items() if address in theirs)
+    return shared, sum(own.values()) - shared
+
+
+def _storages(model: PreTrainedModel) -> dict[int, int]:
+    tensors = [*model.parameters(), *model.buffers()]
+    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+
+
+def _device(device: str) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(
+            "this machine has no CUDA device",
+            field="device",
+            mend="Use device: cpu, or run where there is a GPU",
+        )
+    return device
+
+
+def _dtype(dtype: str, config: Any, device: torch.device) -> torch.dtype:
+    if dtype != "auto":
+        return DTYPES[dtype]
+    own = getattr(config, "dtype", None)
+    return own if device.type == "cuda" and isinstance(own, torch.dtype) else torch.float32
+
+
+def _check_fits(
+    config: Any, dtype: torch.dtype, device: torch.device, path: str, trust_remote_code: bool
+) -> None:
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, trust_remote_code=trust_remote_code
+        )
+    needed = sum(p.numel() * p.element_size() for p in skeleton.parameters())
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = psutil.virtual_memory().available
+    if needed > free:
+        raise InputError(
+            f"its weights need {needed / 1e9:.1f} GB in {dtype}, and {device} has "
+            f"{free / 1e9:.1f} GB free; Optrial runs a model on one device",
+            source=path,
+            field="model",
+            mend="Use a smaller dtype, a larger device, or a smaller model",
+        )
+
+
+@contextmanager
+def _model_errors(path: str) -> Iterator[None]:
+    """Say in one sentence why a folder is no model that can be read."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        first = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(
+            f"cannot be loaded: {first[0][:300]}",
+            source=path,
+            field="model",
+            mend="It must be a causal LM of a known architecture, saved as safetensors",
+        ) from error
