@@ -96,8 +96,9 @@ class Results:
         return receipt
 
     def _write_receipt(self, key: str, sha256: str, rows: int) -> None:
+        # Replaced, not created: an older part of this key may have been set aside.
         text = json.dumps({"key": key, "rows": rows, "sha256": sha256})
-        self.store.create(f"_receipts/{key}.json", text.encode())
+        self.store.replace(f"_receipts/{key}.json", text.encode())
 
     # --- reading -------------------------------------------------------------------------------
 

@@ -105,9 +105,9 @@ class Scheduler:
         except RayError as error:
             self.stop()
             raise InputError(
-                f"a worker died while it loaded the model ({type(error).__name__})",
+                f"a worker died while it loaded the model: {_last_line(error)}",
                 source=self.plan.model.path,
-                mend="Most often it ran out of memory: use fewer workers or a smaller dtype",
+                mend="Where it ran out of memory, use fewer workers or a smaller dtype",
             ) from error
         self.started = monotonic()
         return loaded
@@ -208,6 +208,11 @@ class Scheduler:
         for actor in self.actors:
             ray.kill(actor)
         self.actors = []
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
 
 
 def preflight(plan: Plan) -> None:

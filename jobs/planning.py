@@ -1,0 +1,248 @@
+"""From a spec to a plan: prompts read, names resolved, everything that decides outputs hashed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache, partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from cluster.plan import (
+    SCHEMA_VERSION,
+    Configuration,
+    Dataset,
+    Generation,
+    ModelSource,
+    Plan,
+    WorkerResources,
+    digest,
+)
+from jobs.configurations import expand
+from jobs.prompts import PromptRow, load
+from jobs.spec import DatasetSpec, TrialSpec
+from optim.errors import InputError
+
+
+def make_plan(spec: TrialSpec, spec_path: str | Path) -> tuple[Plan, list[dict[str, Any]]]:
+    """The plan of a trial, and the rows of `inputs/prompts.parquet`.
+
+    Local paths of the model and the output become absolute: workers have folders of their own.
+    Raises InputError for everything that is wrong with the model, the datasets, the optimisations
+    or the comparisons; errors of the spec itself name `spec_path`.
+    """
+    _require_unique_names(spec.datasets, spec_path)
+    configurations = _configurations(spec, spec_path)
+    model = _model(spec)
+    generation = Generation(**spec.generation.model_dump())
+    configurations = tuple(_fingerprinted(c, model, generation) for c in configurations)
+    datasets, rows = _datasets(spec, model)
+    identity = {
+        "code": _code_version(),
+        "model": _model_identity(model),
+        "configurations": [c.model_dump(mode="json") for c in configurations],
+        # Scorers read what was written, so they decide none of it.
+        "datasets": [d.model_dump(mode="json", exclude={"scorers"}) for d in datasets],
+        "seeds": spec.seeds,
+        "generation": generation.model_dump(mode="json"),
+        "likelihoods": spec.likelihoods,
+    }
+    plan = Plan(
+        run_id=digest(identity)[:12],
+        output=_absolute(spec.output.removeprefix("file://")),
+        model=model,
+        configurations=configurations,
+        datasets=datasets,
+        seeds=spec.seeds,
+        generation=generation,
+        likelihoods=spec.likelihoods,
+        workers=WorkerResources(**spec.workers.model_dump()),
+        shuffle_seed=spec.shuffle_seed,
+    )
+    return plan, rows
+
+
+def _require_unique_names(datasets: Sequence[DatasetSpec], spec_path: str | Path) -> None:
+    first: dict[str, int] = {}
+    for index, dataset in enumerate(datasets):
+        if dataset.name in first:
+            raise InputError(
+                f"datasets[{first[dataset.name]}] is named `{dataset.name}`, too",
+                source=spec_path,
+                field=f"datasets[{index}].name",
+                mend="Give each dataset a `name` of its own",
+            )
+        first[dataset.name] = index
+
+
+def _configurations(spec: TrialSpec, spec_path: str | Path) -> tuple[Configuration, ...]:
+    from optim.registry import optimization
+
+    try:
+        configurations = expand(spec)
+        for configuration in configurations:
+            for chosen in configuration.optimizations:
+                optimization(chosen.name, chosen.settings)
+    except InputError as error:
+        if error.source is not None:
+            raise
+        raise InputError(
+            error.problem, source=spec_path, field=error.field, mend=error.mend
+        ) from error
+    return configurations
+
+
+def _model(spec: TrialSpec) -> ModelSource:
+    from optim.model import fingerprint
+
+    path, revision = spec.model.path, spec.model.revision
+    if path != "demo" and Path(path).expanduser().exists():
+        path = _absolute(path)
+    return ModelSource(
+        path=path,
+        revision=revision,
+        dtype=spec.dtype,
+        device=spec.device,
+        trust_remote_code=spec.model.trust_remote_code,
+        fingerprint=fingerprint(path, revision=revision),
+    )
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else str(Path(path).expanduser().absolute())
+
+
+def _model_identity(model: ModelSource) -> dict[str, Any]:
+    """What of the model decides outputs; the fingerprint stands for wherever it lies."""
+    return model.model_dump(mode="json", exclude={"path", "revision"})
+
+
+def _code_version() -> list[object]:
+    try:
+        package = version("optrial")
+    except PackageNotFoundError:
+        package = "unknown"
+    return [SCHEMA_VERSION, package]
+
+
+def _fingerprinted(
+    configuration: Configuration, model: ModelSource, generation: Generation
+) -> Configuration:
+    # What it is compared with decides nothing that is generated. Its name does: rows carry it.
+    own = configuration.model_dump(
+        mode="json", exclude={"vs", "duplicate_of", "levels", "fingerprint"}
+    )
+    identity = {
+        "code": _code_version(),
+        "model": _model_identity(model),
+        "configuration": own,
+        "generation": generation.model_dump(mode="json"),
+    }
+    return configuration.model_copy(update={"fingerprint": digest(identity)})
+
+
+def _datasets(
+    spec: TrialSpec, model: ModelSource
+) -> tuple[tuple[Dataset, ...], list[dict[str, Any]]]:
+    from optim.model import load_tokenizer
+
+    tokenizer = cache(
+        partial(
+            load_tokenizer,
+            model.path,
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+        )
+    )
+    datasets: list[Dataset] = []
+    rows: list[dict[str, Any]] = []
+    for wanted in spec.datasets:
+        own = load(wanted, tokenizer)
+        datasets.append(
+            Dataset(
+                name=wanted.name,
+                num_prompts=len(own),
+                first_row=len(rows),
+                num_shards=min(wanted.shards, len(own)),
+                fingerprint=_dataset_fingerprint(own),
+                scorers=wanted.scorers,
+                has_targets=any(row.target is not None or row.choices for row in own),
+            )
+        )
+        rows.extend(row.as_dict() for row in own)
+    return tuple(datasets), rows
+
+
+def _dataset_fingerprint(rows: Sequence[PromptRow]) -> str:
+    total = hashlib.sha256()
+    for row in rows:
+        # With the dataset's name: two datasets of equal rows must not share cells.
+        total.update(digest(row.as_dict()).encode())
+    return total.hexdigest()
+
+
+_UNDECISIVE = {"run_id", "output", "workers", "shuffle_seed"}
+"""Keys of a plan that may differ between two runs of one trial."""
+_ABSENT = object()
+
+
+def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What of a trial two plans (as JSON) disagree on, one line each, `old -> new`.
+
+    Empty where they are the same trial, whatever their workers, output and order of work.
+    """
+    fingerprints, others = [], []
+    for path, before, after in _differences("", _decisive(old), _decisive(new)):
+        if path.endswith(".fingerprint"):
+            fingerprints.append(path.removesuffix(".fingerprint"))
+        else:
+            others.append(f"{path}: {_shown(before)} -> {_shown(after)}")
+    for owner in fingerprints:
+        if owner == "model":
+            others.append("model: its files differ")
+        elif owner.startswith("datasets"):
+            others.append(f"{owner}: its prompts differ")
+    if fingerprints and not others:
+        others.append("the version of Optrial differs")
+    return others
+
+
+def _decisive(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a plan identifies the trial; the model's fingerprint stands for where it lies."""
+    kept = {key: value for key, value in plan.items() if key not in _UNDECISIVE}
+    kept["model"] = {k: v for k, v in plan["model"].items() if k not in {"path", "revision"}}
+    kept["datasets"] = [
+        {k: v for k, v in dataset.items() if k != "scorers"} for dataset in plan["datasets"]
+    ]
+    return kept
+
+
+def _differences(path: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in dict.fromkeys([*old, *new]):
+            place = f"{path}.{key}" if path else str(key)
+            yield from _differences(place, old.get(key, _ABSENT), new.get(key, _ABSENT))
+    elif _are_named(old) and _are_named(new):
+        before, after = ({item["name"]: item for item in items} for items in (old, new))
+        for name in dict.fromkeys([*before, *after]):
+            yield from _differences(
+                f"{path}[{name}]", before.get(name, _ABSENT), after.get(name, _ABSENT)
+            )
+        if before.keys() == after.keys() and list(before) != list(after):
+            yield f"{path} (order)", list(before), list(after)
+    elif old != new:
+        yield path, old, new
+
+
+def _are_named(items: Any) -> bool:
+    return isinstance(items, list | tuple) and all(
+        isinstance(item, Mapping) and "name" in item for item in items
+    )
+
+
+def _shown(value: Any) -> str:
+    if value is _ABSENT:
+        return "absent"
+    text = "present" if isinstance(value, Mapping) and "name" in value else repr(value)
+    return text if len(text) <= 120 else text[:117] + "..."

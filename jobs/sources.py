@@ -1,0 +1,270 @@
+"""Where prompts are read from: JSONL, Parquet and CSV files, hub datasets, the demo's own.
+
+`datasets` reads the hub. Files are read without it: it fails a whole load for one malformed JSON
+line, turns CSV cells such as `007`, `NA` or `5` into other values, and copies every file.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Protocol, cast
+
+from jobs.jsonl import Record, read_lines
+from jobs.spec import DatasetSpec
+from jobs.yaml_files import nearest
+from optim.errors import InputError
+
+STREAM_ABOVE_BYTES = 1 << 30
+"""Hub datasets larger than this are streamed even where all rows are wanted."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_SUFFIX = re.compile(r"\.(jsonl|csv|parquet)(\.gz)?$", re.IGNORECASE)
+_FORMATS = "Give a .jsonl, .jsonl.gz, .csv or .parquet file, a dataset id on the hub, or demo/…"
+
+
+class Source(Protocol):
+    """Rows that can be read more than once."""
+
+    def columns(self) -> list[str]:
+        """Every column that some row has; InputError where there are no rows at all."""
+        ...
+
+    def records(self, columns: Sequence[str]) -> Iterator[Record]:
+        """All rows in order, with at least these columns where they have them."""
+        ...
+
+
+@contextmanager
+def opened(dataset: DatasetSpec) -> Iterator[Source]:
+    """The source of a dataset; InputError where its path is no such thing."""
+    path = dataset.path
+    suffix = _SUFFIX.search(path)
+    is_hub = suffix is None and not path.startswith("demo/")
+    if not is_hub:
+        for key in ("subset", "split", "revision"):
+            if getattr(dataset, key) is not None:
+                mend = f"Leave `{key}` out: only hub datasets have it"
+                raise InputError("this is not a hub dataset", source=path, field=key, mend=mend)
+    if path.startswith("demo/"):
+        with tempfile.TemporaryDirectory() as folder:
+            yield JsonlSource(path, _write_demo(path, Path(folder)))
+    elif suffix:
+        sources: dict[str, Callable[[str], Source]]
+        sources = {"jsonl": JsonlSource, "csv": CsvSource, "parquet": ParquetSource}
+        yield sources[suffix[1].lower()](path)
+    else:
+        is_local = path.startswith((".", "/", "~")) or Path(path).exists()
+        if is_local or "://" in path or not _HUB_ID.fullmatch(path):
+            raise InputError("not a kind of dataset that can be read", source=path, mend=_FORMATS)
+        yield HubSource(dataset)
+
+
+def _write_demo(path: str, folder: Path) -> str:
+    from jobs.demo_prompts import PROMPT_DOMAINS, write_prompts
+
+    domain = path.removeprefix("demo/")
+    if domain not in PROMPT_DOMAINS:
+        close = nearest(domain, PROMPT_DOMAINS)
+        known = ", ".join(f"demo/{name}" for name in PROMPT_DOMAINS)
+        mend = f"Did you mean `demo/{close}`?" if close else f"There are: {known}"
+        raise InputError("there is no such demo dataset", source=path, mend=mend)
+    return str(write_prompts(folder)[domain])
+
+
+class _FileSource:
+    def __init__(self, name: str, path: str | None = None) -> None:
+        self.name = name
+        """As the spec has it, for errors."""
+        self.path = path or name
+
+    @contextmanager
+    def open(self) -> Iterator[IO[bytes]]:
+        """The file's bytes, unpacked; whatever goes wrong while it is open is an InputError."""
+        try:
+            with self._raw() as raw:
+                is_packed = self.path.lower().endswith(".gz")
+                yield cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if is_packed else raw
+        except FileNotFoundError as error:
+            raise InputError("there is no such file", source=self.name) from error
+        except (OSError, EOFError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"cannot be read: {reason}", source=self.name) from error
+
+    def _raw(self) -> IO[bytes]:
+        if "://" not in self.path:
+            return Path(self.path).expanduser().open("rb")
+        import fsspec
+
+        try:
+            return cast(IO[bytes], fsspec.open(self.path, "rb").open())
+        except ImportError as error:
+            mend = "Install `optrial[s3]`" if self.path.startswith(("s3:", "gs:")) else None
+            raise InputError(str(error), source=self.name, mend=mend) from error
+        except ValueError as error:
+            raise InputError(str(error), source=self.name) from error
+
+    def empty(self) -> InputError:
+        return InputError("the dataset is empty: it has no rows", source=self.name)
+
+
+class JsonlSource(_FileSource):
+    """A file of one JSON object per line."""
+
+    def columns(self) -> list[str]:
+        found: dict[str, None] = {}
+        first_error, has_rows = None, False
+        for record in self.records(()):
+            if record.values is None:
+                first_error = first_error or record.error
+            else:
+                has_rows = True
+                found.update(dict.fromkeys(record.values))
+        if has_rows:
+            return list(found)
+        if first_error is None:
+            raise self.empty()
+        raise InputError(
+            f"no line is a JSON object; {first_error}",
+            source=self.name,
+            mend="Write one JSON object per line",
+        )
+
+    def records(self, columns: Sequence[str]) -> Iterator[Record]:
+        with self.open() as file:
+            yield from read_lines(file)
+
+
+class CsvSource(_FileSource):
+    """A CSV file with a header. Every cell is text; an empty one is null."""
+
+    def columns(self) -> list[str]:
+        rows = self._rows()
+        header = next(rows, None)
+        if header is None or next(rows, None) is None:
+            raise self.empty()
+        names = header[1]
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(f"two columns are named `{name}`", source=self.name)
+        return names
+
+    def records(self, columns: Sequence[str]) -> Iterator[Record]:
+        rows = self._rows()
+        _, names = next(rows)
+        for line, cells in rows:
+            if len(cells) == len(names):
+                values = dict(zip(names, (cell or None for cell in cells), strict=True))
+                yield Record("line", line, values)
+            else:
+                problem = f"line {line}: expected {len(names)} cells, got {len(cells)}"
+                yield Record("line", line, None, problem)
+
+    def _rows(self) -> Iterator[tuple[int, list[str]]]:
+        """The rows that are not blank, each with the line where it ends."""
+        # The module's limit of 128 KiB per cell is shorter than prompts may be.
+        csv.field_size_limit(max(csv.field_size_limit(), 1 << 30))
+        with self.open() as file:
+            # Bytes that are not UTF-8 become lone surrogates, which make their row an error row.
+            text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
+            reader = csv.reader(text, strict=True)
+            try:
+                for cells in reader:
+                    if cells:
+                        yield reader.line_num, cells
+            except csv.Error as error:
+                problem = f"line {reader.line_num}: not valid CSV: {error}"
+                raise InputError(problem, source=self.name) from error
+
+
+class ParquetSource(_FileSource):
+    """A Parquet file, read batch by batch."""
+
+    def columns(self) -> list[str]:
+        with self._parquet() as file:
+            if file.metadata.num_rows == 0:
+                raise self.empty()
+            return list(file.schema_arrow.names)
+
+    def records(self, columns: Sequence[str]) -> Iterator[Record]:
+        # pyarrow takes a dot in a name for a path into a struct.
+        chosen = None if any("." in name for name in columns) else list(columns)
+        with self._parquet() as file:
+            number = 0
+            for batch in file.iter_batches(batch_size=1024, columns=chosen):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield Record("row", number, values)
+
+    @contextmanager
+    def _parquet(self) -> Iterator[Any]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        with self.open() as raw:
+            try:
+                with pq.ParquetFile(raw) as file:
+                    yield file
+            except (pa.ArrowException, UnicodeDecodeError) as error:
+                raise InputError(f"not valid Parquet: {error}", source=self.name) from error
+
+
+class HubSource:
+    """A dataset on the Hugging Face hub. Its code, if it has any, is never run."""
+
+    def __init__(self, dataset: DatasetSpec) -> None:
+        self.name = dataset.path
+        with self._errors():
+            self.rows = self._load(dataset)
+
+    def _load(self, dataset: DatasetSpec) -> Any:
+        import datasets
+
+        arguments = {"path": dataset.path, "name": dataset.subset, "revision": dataset.revision}
+        is_streamed = dataset.limit is not None
+        if not is_streamed:
+            info = datasets.load_dataset_builder(**arguments).info
+            is_streamed = (info.dataset_size or 0) > STREAM_ABOVE_BYTES
+        loaded = datasets.load_dataset(**arguments, split=dataset.split, streaming=is_streamed)
+        if not isinstance(loaded, dict):
+            return loaded
+        if len(loaded) == 1:
+            return next(iter(loaded.values()))
+        mend = f"Set `split` to one of: {', '.join(map(str, loaded))}"
+        raise InputError(
+            "the dataset has several splits", source=self.name, field="split", mend=mend
+        )
+
+    def columns(self) -> list[str]:
+        with self._errors():
+            first = next(iter(self.rows), None)
+            if first is None:
+                raise InputError("the dataset is empty: it has no rows", source=self.name)
+            return list(self.rows.column_names or first)
+
+    def records(self, columns: Sequence[str]) -> Iterator[Record]:
+        # Columns that nobody asked for may be images, which are slow to decode.
+        with self._errors():
+            for number, values in enumerate(self.rows.select_columns(list(columns)), start=1):
+                yield Record("row", number, dict(values))
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except InputError:
+            raise
+        except Exception as error:
+            # Hub, network, file system and Arrow each raise kinds of their own.
+            text = " ".join(str(error).split()) or type(error).__name__
+            mend = _FORMATS if "doesn't exist" in text else None
+            if "scripts are no longer supported" in text:
+                mend = "Name a revision of it that holds Parquet, such as refs/convert/parquet"
+            problem = f"cannot be loaded from the hub: {text[:500]}"
+            raise InputError(problem, source=self.name, mend=mend) from error

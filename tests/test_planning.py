@@ -1,0 +1,159 @@
+"""Plans: what decides a trial's identity, and how two trials differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import optim.model
+import optim.registry
+from cluster.plan import Plan
+from cluster.results import write_prompts
+from cluster.storage import LocalStore
+from jobs.planning import describe_difference, make_plan
+from jobs.spec import TrialSpec
+from optim.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def _fake_model_and_optimisations(monkeypatch: pytest.MonkeyPatch) -> None:
+    def optimization(name: str, settings: Mapping[str, Any]) -> object:
+        if name != "fast":
+            raise InputError(f"there is no optimisation called {name!r}", field="optimizations")
+        return object()
+
+    monkeypatch.setattr(optim.registry, "optimization", optimization)
+    monkeypatch.setattr(optim.model, "fingerprint", lambda path, *, revision=None: "f" * 64)
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "qa.jsonl"
+    rows = [{"prompt": f"p{n}", "target": f"t{n}"} for n in range(5)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def plan_of(prompts: Path, **changes: Any) -> tuple[Plan, list[dict[str, Any]]]:
+    data = {"model": "demo", "datasets": [str(prompts)], "output": "out"} | changes
+    return make_plan(TrialSpec.model_validate(data), "trial.yaml")
+
+
+def refusal(prompts: Path, **changes: Any) -> InputError:
+    with pytest.raises(InputError) as caught:
+        plan_of(prompts, **changes)
+    return caught.value
+
+
+def differences(one: Plan, other: Plan) -> list[str]:
+    return describe_difference(one.model_dump(mode="json"), other.model_dump(mode="json"))
+
+
+def test_rows_of_datasets_are_contiguous(prompts: Path, tmp_path: Path) -> None:
+    second = {"path": str(prompts), "name": "again", "limit": 3, "shards": 2}
+    plan, rows = plan_of(prompts, datasets=[str(prompts), second])
+    assert [(d.name, d.first_row, d.num_prompts, d.num_shards) for d in plan.datasets] == [
+        ("qa", 0, 5, 5),
+        ("again", 5, 3, 2),
+    ]
+    assert [row["row"] for row in rows] == [0, 1, 2, 3, 4, 0, 1, 2]
+    assert all(d.has_targets for d in plan.datasets)
+    write_prompts(LocalStore(tmp_path / "out"), rows)
+
+
+def test_a_plan_is_json_both_ways(prompts: Path) -> None:
+    plan, _ = plan_of(prompts, configurations=[{"name": "base"}], seeds=2)
+    assert Plan.model_validate_json(plan.model_dump_json()) == plan
+    assert Path(plan.output).is_absolute()
+    assert plan.model.fingerprint == "f" * 64
+    assert len(plan.run_id) == 12
+
+
+def test_cells_have_keys_of_their_own(prompts: Path) -> None:
+    twin = {"path": str(prompts), "name": "twin"}
+    plan, _ = plan_of(prompts, datasets=[str(prompts), twin], factors={"fast": [False, True]})
+    keys = [cell.key for block in plan.blocks() for cell in block.cells]
+    assert len(keys) == len(set(keys))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"workers": 4}, {"output": "s3://elsewhere/x"}, {"shuffle_seed": 5}],
+)
+def test_what_decides_nothing(prompts: Path, changes: dict[str, Any]) -> None:
+    (one, _), (other, _) = plan_of(prompts), plan_of(prompts, **changes)
+    assert one.run_id == other.run_id
+    assert one.configurations == other.configurations
+    assert differences(one, other) == []
+
+
+def test_scorers_do_not_change_the_run(prompts: Path) -> None:
+    (one, _) = plan_of(prompts)
+    (other, _) = plan_of(prompts, datasets=[{"path": str(prompts), "scorers": ["exact"]}])
+    assert one.run_id == other.run_id
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"generation": {"temperature": 0.8}}, "generation.temperature: 0.0 -> 0.8"),
+        ({"seeds": 2}, "seeds: [0] -> [0, 1]"),
+        ({"dtype": "bfloat16"}, "model.dtype: 'auto' -> 'bfloat16'"),
+        ({"likelihoods": False}, "likelihoods: True -> False"),
+        ({"engine": {"batch_size": 4}}, "configurations[baseline].batch_size: 8 -> 4"),
+        ({"baseline_check": False}, "configurations[baseline.repeat]: present -> absent"),
+    ],
+)
+def test_what_decides(prompts: Path, changes: dict[str, Any], line: str) -> None:
+    (one, _), (other, _) = plan_of(prompts), plan_of(prompts, **changes)
+    assert one.run_id != other.run_id
+    assert line in differences(one, other)
+
+
+def test_other_prompts_of_the_same_name(prompts: Path) -> None:
+    one, _ = plan_of(prompts)
+    prompts.write_text(prompts.read_text().replace("p3", "q3"))
+    other, _ = plan_of(prompts)
+    assert one.run_id != other.run_id
+    assert differences(one, other) == ["datasets[qa]: its prompts differ"]
+
+
+def test_another_model(prompts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, _ = plan_of(prompts)
+    monkeypatch.setattr(optim.model, "fingerprint", lambda path, *, revision=None: "e" * 64)
+    other, _ = plan_of(prompts)
+    assert differences(one, other) == ["model: its files differ"]
+    assert one.configurations[0].fingerprint != other.configurations[0].fingerprint
+
+
+def test_another_version(prompts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, _ = plan_of(prompts)
+    monkeypatch.setattr("jobs.planning.version", lambda name: "99")
+    other, _ = plan_of(prompts)
+    assert differences(one, other) == ["the version of Optrial differs"]
+
+
+def test_a_model_elsewhere_is_the_same_model(prompts: Path, tmp_path: Path) -> None:
+    one, _ = plan_of(prompts, model=str(tmp_path))
+    other, _ = plan_of(prompts)
+    assert one.run_id == other.run_id
+    assert differences(one, other) == []
+
+
+def test_two_datasets_of_one_name(prompts: Path) -> None:
+    error = refusal(prompts, datasets=[str(prompts), str(prompts)])
+    assert (error.source, error.field) == ("trial.yaml", "datasets[1].name")
+
+
+def test_unknown_optimisation(prompts: Path) -> None:
+    error = refusal(prompts, factors={"quick": [False, True]})
+    assert error.source == "trial.yaml"
+    assert "there is no optimisation called 'quick'" in error.problem
+
+
+def test_errors_of_comparisons_name_the_spec(prompts: Path) -> None:
+    assert refusal(prompts, baseline="none").source == "trial.yaml"

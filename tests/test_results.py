@@ -1,0 +1,170 @@
+"""Commit, read and verify: what is published is whole, once, and told apart from damage."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.plan import Cell, Configuration, Dataset, Generation, ModelSource, Plan
+from cluster.results import MANIFEST, Results, part_name, write_prompts
+from cluster.schema import deterministic_columns, schema
+from optim.errors import InputError
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    return Plan(
+        run_id="r",
+        output=str(tmp_path / "out"),
+        model=ModelSource(path="demo"),
+        configurations=(Configuration(name="007", fingerprint="x"),),
+        datasets=(Dataset(name="d", num_prompts=5, first_row=0, num_shards=2, fingerprint="f"),),
+        seeds=(0, 1),
+        generation=Generation(),
+    )
+
+
+@pytest.fixture
+def results(plan: Plan) -> Results:
+    made = Results(plan.output)
+    manifest = {"plan": plan.model_dump(mode="json")}
+    made.store.create(MANIFEST, json.dumps(manifest).encode())
+    return made
+
+
+def rows(cell: Cell, **columns: Any) -> list[dict[str, Any]]:
+    return [
+        {"dataset": "d", "prompt_id": f"p{i}", "seed": cell.seed, "cell": cell.key} | columns
+        for i in range(cell.start, cell.stop)
+    ]
+
+
+def commit_all(plan: Plan, results: Results) -> list[Cell]:
+    cells = [cell for block in plan.blocks() for cell in block.cells]
+    for cell in cells:
+        results.commit(cell, rows(cell, completion_text="é\0🙂"), {"wall_s": 1.5})
+    return cells
+
+
+def test_shards_cut_every_row_once() -> None:
+    dataset = Dataset(name="d", num_prompts=103, first_row=0, num_shards=8, fingerprint="")
+    ranges = [dataset.rows(shard) for shard in range(8)]
+    assert [i for start, stop in ranges for i in range(start, stop)] == list(range(103))
+    assert {stop - start for start, stop in ranges} == {12, 13}
+
+
+def test_cell_keys_name_the_work(plan: Plan) -> None:
+    keys = {cell.key for block in plan.blocks() for cell in block.cells}
+    assert len(keys) == 4
+    again = plan.model_copy(update={"output": "elsewhere", "run_id": "other"})
+    assert {cell.key for block in again.blocks() for cell in block.cells} == keys
+    changed = plan.model_copy(
+        update={"configurations": (Configuration(name="007", fingerprint="y"),)}
+    )
+    assert not keys & {cell.key for block in changed.blocks() for cell in block.cells}
+
+
+def test_what_is_committed_reads_back(plan: Plan, results: Results) -> None:
+    cells = commit_all(plan, results)
+    table = results.read("generations")
+    assert len(table) == 10
+    assert set(table["configuration"].to_pylist()) == {"007"}, "a name of digits stays a string"
+    assert set(table["completion_text"].to_pylist()) == {"é\0🙂"}
+    assert table.schema.field("token_times_s").type == pa.list_(pa.float32())
+    assert results.committed_keys() == {cell.key for cell in cells}
+    assert [fact["wall_s"] for fact in results.cells()] == [1.5] * 4
+    assert list(results.verify()) == []
+
+
+def test_no_part_is_an_empty_table(results: Results) -> None:
+    assert results.read("generations").num_rows == 0
+    assert results.read("generations", ["seed"]).column_names == ["configuration", "seed"]
+    assert results.cells() == []
+
+
+def test_first_commit_wins(plan: Plan, results: Results) -> None:
+    cell = next(plan.blocks()).cells[0]
+    first = results.commit(cell, rows(cell, completion_text="one"), {})
+    second = results.commit(cell, rows(cell, completion_text="two"), {})
+    assert not first.is_duplicate
+    assert second.is_duplicate
+    assert set(results.read("generations")["completion_text"].to_pylist()) == {"one"}
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "flipped", "footer"])
+def test_verify_finds_damage(plan: Plan, results: Results, damage: str) -> None:
+    cells = commit_all(plan, results)
+    path = Path(results.store.path(part_name(cells[1])))
+    data = bytearray(path.read_bytes())
+    if damage == "truncated":
+        data = data[: len(data) // 2]
+    elif damage == "empty":
+        data = bytearray()
+    elif damage == "flipped":
+        data[len(data) // 3] ^= 0x10
+    else:
+        data = data[:-8]
+    path.write_bytes(data)
+    names = {fault.name for fault in results.verify()}
+    assert names == {part_name(cells[1])}
+
+
+def test_verify_finds_what_is_missing_and_what_does_not_belong(
+    plan: Plan, results: Results
+) -> None:
+    cells = commit_all(plan, results)
+    results.store.delete(part_name(cells[0]))
+    stranger = cells[1].model_copy(update={"key": "0123456789abcdef"})
+    results.commit(stranger, rows(stranger), {})
+    problems = {fault.name: fault.problem for fault in results.verify()}
+    assert set(problems) == {part_name(cells[0]), part_name(stranger)}
+    assert "missing" in problems[part_name(cells[0])]
+
+
+def test_lost_receipt_is_rebuilt_from_a_sound_part(plan: Plan, results: Results) -> None:
+    cells = commit_all(plan, results)
+    name = f"_receipts/{cells[0].key}.json"
+    before = results.store.read(name)
+    results.store.delete(name)
+    assert list(results.verify()) == []
+    assert results.store.read(name) == before
+
+
+def test_damage_without_a_receipt_is_found_by_page_checksums(plan: Plan, results: Results) -> None:
+    cells = commit_all(plan, results)
+    results.store.delete(f"_receipts/{cells[0].key}.json")
+    path = Path(results.store.path(part_name(cells[0])))
+    data = bytearray(path.read_bytes())
+    data[30] ^= 0x01
+    path.write_bytes(data)
+    assert {fault.name for fault in results.verify()} == {part_name(cells[0])}
+
+
+def test_other_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not a results folder"):
+        Results(str(tmp_path)).manifest()
+    (tmp_path / MANIFEST).write_text("{")
+    with pytest.raises(InputError, match="not valid JSON"):
+        Results(str(tmp_path)).manifest()
+
+
+def test_prompts_keep_their_schema_where_columns_are_empty(results: Results) -> None:
+    row = {"dataset": "d", "row": 0, "prompt_id": "p", "prompt": "x", "is_chat": False}
+    write_prompts(results.store, [row])
+    table = results.prompts()
+    assert table.schema.field("choices").type == pa.list_(pa.string())
+    assert table.schema.equals(schema("prompts"))
+
+
+def test_parts_carry_meaning_and_determinism_of_columns(plan: Plan, results: Results) -> None:
+    cell = commit_all(plan, results)[0]
+    stored = pq.read_schema(results.store.path(part_name(cell)))
+    marked = [f.name for f in stored if f.metadata[b"deterministic"] == b"true"]
+    assert marked == deterministic_columns("generations")
+    assert all(field.metadata[b"meaning"] for field in stored)
+    assert "configuration" not in stored.names, "the partition column is not repeated"
