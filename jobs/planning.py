@@ -77,11 +77,13 @@ def _require_unique_names(datasets: Sequence[DatasetSpec], spec_path: str | Path
 
 
 def _configurations(spec: TrialSpec, spec_path: str | Path) -> tuple[Configuration, ...]:
+    from optim.cache import cache_factory
     from optim.registry import optimization
 
     try:
         configurations = expand(spec)
         for configuration in configurations:
+            cache_factory(configuration.cache)
             for chosen in configuration.optimizations:
                 optimization(chosen.name, chosen.settings)
     except InputError as error:
