@@ -215,20 +215,23 @@ def _last_line(error: BaseException) -> str:
     return lines[-1].strip() if lines else type(error).__name__
 
 
-def preflight(plan: Plan) -> None:
-    """Refuse a trial that the cluster can never run: what is asked for, and what there is.
+def preflight(plan: Plan) -> str:
+    """What is asked for and what the cluster has, in a line.
 
-    A request for more than there is would wait forever.
+    Raises InputError where it is less: such a request would wait forever.
     """
     have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     wanted = plan.workers
     for resource, each in (("GPU", wanted.gpus), ("CPU", wanted.cpus)):
-        there = have.get(resource, 0.0)
-        if each * wanted.count > there:
+        has = have.get(resource, 0.0)
+        if each * wanted.count > has:
             field = f"workers.{resource.lower()}s"
             raise InputError(
                 f"{wanted.count} workers x {each:g} {resource}s are asked for, and the cluster has "
-                f"{there:g}",
+                f"{has:g}",
                 field=field,
                 mend=f"Ask for fewer workers or {resource}s, or start a larger cluster",
             )
+    asked = f"{wanted.count} workers x {wanted.cpus:g} CPUs, {wanted.gpus:g} GPUs"
+    there = f"{have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs"
+    return f"asking for {asked}; the cluster has {there}"

@@ -1,0 +1,165 @@
+"""`optrial …`, or `python -m jobs …`: what people submit and read.
+
+Exit codes: 0 done; 1 done in part (blocks set aside, faults found, too many error rows); 2 bad
+input, with one clear error; 130 interrupted, and resumable.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from optim.errors import InputError
+
+app = typer.Typer(
+    name="optrial",
+    help="Controlled trials of LLM inference optimisations, as a batch job on Ray.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Directory = Annotated[str, typer.Argument(help="The output of a trial: a folder or URL.")]
+Wide = 100
+
+
+def console() -> Console:
+    """Standard output; wide enough for the tables where it is no terminal."""
+    return Console(width=None if sys.stdout.isatty() else Wide)
+
+
+@app.command()
+def evaluate(
+    spec: Annotated[Path, typer.Argument(help="The trial's spec, a YAML file.")],
+    output: Annotated[
+        str | None, typer.Option(help="Where results go, instead of the spec's `output`.")
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="A running Ray cluster (else RAY_ADDRESS, else Ray is started here)."),
+    ] = None,
+    max_row_errors: Annotated[
+        int | None, typer.Option(help="Exit with 1 where more rows than this have an error.")
+    ] = None,
+) -> None:
+    """Run a trial, or what is missing of it, and print its report."""
+    from jobs.evaluate import evaluate as run
+    from jobs.progress_display import ProgressDisplay
+    from jobs.report import report as show
+
+    out = console()
+    try:
+        with ProgressDisplay(out) as display:
+            results, outcome = run(
+                spec,
+                output=output,
+                address=address,
+                on_stage=display.stage,
+                on_progress=display.progress,
+            )
+    except KeyboardInterrupt:
+        out.print("\nInterrupted. What is committed is kept; the same command goes on from there.")
+        raise typer.Exit(130) from None
+    if outcome.cells_done and not outcome.rows:
+        out.print(f"Nothing to do: all {outcome.cells_total} cells are committed.")
+    show(results, out)
+    for reason in outcome.quarantined:
+        out.print(f"[red]set aside[/red] {reason}", highlight=False)
+    too_many = max_row_errors is not None and outcome.errors > max_row_errors
+    if too_many:
+        out.print(f"[red]{outcome.errors} rows have an error[/red], {max_row_errors} are allowed")
+    if too_many or not outcome.is_complete:
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    directory: Directory,
+    as_json: Annotated[bool, typer.Option("--json", help="The same numbers as JSON.")] = False,
+) -> None:
+    """Print what a trial found: each configuration, and its paired difference."""
+    from cluster.results import Results
+    from jobs.report import report as show
+    from jobs.report import report_data
+
+    results = Results(directory)
+    if as_json:
+        typer.echo(json.dumps(report_data(results), indent=1))
+    else:
+        show(results, console())
+
+
+@app.command()
+def score(
+    directory: Directory,
+    scorer: Annotated[
+        list[str] | None, typer.Option(help="A scorer; may be given several times.")
+    ] = None,
+) -> None:
+    """Score the outputs again, when read: exact, contains, numeric, a function of yours."""
+    from cluster.results import Results
+    from jobs.score import score_table
+
+    console().print(score_table(Results(directory), scorer))
+
+
+@app.command()
+def query(
+    directory: Directory,
+    sql: Annotated[str, typer.Argument(help="SQL over generations, cells, prompts, likelihoods.")],
+    output_format: Annotated[str, typer.Option("--format", help="table, csv or jsonl.")] = "table",
+) -> None:
+    """Ask the results in SQL (DuckDB, read-only)."""
+    from cluster.results import Results
+    from jobs.query import print_sql
+
+    results = Results(directory)
+    results.manifest()
+    print_sql(results, sql, output_format, console())
+
+
+@app.command()
+def verify(directory: Directory) -> None:
+    """Check every part against its receipt, and all cells against the plan."""
+    from cluster.results import Results
+
+    results = Results(directory)
+    faults = list(results.verify())
+    for fault in faults:
+        typer.echo(f"{fault.name}: {fault.problem}")
+    parts = sum(len(results.parts(kind)) for kind in ("generations", "likelihoods"))
+    typer.echo(f"{parts} parts, {len(faults)} faults")
+    if faults:
+        raise typer.Exit(1)
+
+
+@app.command()
+def schema() -> None:
+    """Print the spec's JSON schema, so that an editor completes it."""
+    from jobs.spec import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        app()
+    except InputError as error:
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/bold red] {_plain(error)}")
+        sys.exit(2)
+
+
+def _plain(error: InputError) -> str:
+    from rich.markup import escape
+
+    return escape(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""The effect of one configuration against another on paired numbers, with its interval.
+
+The unit is the prompt: the mean over the seeds that both configurations completed. Units are paired
+(entry i of `a`, the reference, and of `b` belong to one prompt). Clusters are groups of units that
+share noise: the shard for time, memory and throughput, the dataset's cluster column for the rest.
+No input makes these functions raise or warn: what cannot be said is null, with the reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from jobs.analysis.intervals import (
+    JACKKNIFE,
+    Floats,
+    Statistic,
+    jackknife,
+    log_rate_ratio,
+    log_ratio,
+    mean,
+)
+
+Numbers = Sequence[float | None] | npt.NDArray[np.float64]
+Clusters = Sequence[Hashable] | None
+IDENTICAL, NONE = "identical", "none"
+NO_PAIRS = "there are no pairs"
+ZERO_REFERENCE, ZERO_TOTAL = "the reference's total is zero", "a total is zero"
+NEGATIVE = "negative numbers have no ratio of totals"
+
+
+@dataclass(frozen=True)
+class Effect:
+    """An estimate with its confidence interval; relative effects are fractions (0.02 is +2 %)."""
+
+    estimate: float | None
+    low: float | None
+    high: float | None
+    num_units: int
+    num_clusters: int
+    method: str
+    reason: str | None = None
+    """Why there is no estimate or no interval."""
+    identical: bool = False
+    """Every pair is exactly equal, so that the estimate and both bounds are exactly 0."""
+    num_left_out: int = 0
+    """Pairs that could not be used: a number is missing, not finite, or has no logarithm."""
+
+    @property
+    def includes_zero(self) -> bool | None:
+        """Whether no difference is shown; None without an interval."""
+        if self.low is None or self.high is None:
+            return None
+        return self.low <= 0.0 <= self.high
+
+    def withheld(self, reason: str) -> Effect:
+        """The same estimate without an interval, for a design that cannot support one."""
+        return replace(self, low=None, high=None, method=NONE, reason=reason)
+
+
+def ratio_effect(
+    a: Numbers,
+    b: Numbers,
+    clusters: Clusters = None,
+    confidence: float = 0.95,
+) -> Effect:
+    """sum(b) / sum(a) - 1: what the whole workload costs more under `b`, as a fraction.
+
+    For quantities that are never negative (tokens, seconds, bytes). The interval is made on the log
+    scale. Sources: `jobs.analysis.intervals`.
+    """
+    pairs = _pairs([a, b], clusters)
+    left, right = pairs.columns
+    if pairs.size and min(left.min(), right.min()) < 0:
+        return pairs.effect(None, NEGATIVE)
+    if pairs.size and left.sum() == 0 < right.sum():
+        return pairs.effect(None, ZERO_REFERENCE)
+    if np.array_equal(left, right):
+        return pairs.identical()
+    estimate = float(right.sum() / left.sum()) - 1
+    if right.sum() == 0:
+        return pairs.effect(estimate, ZERO_TOTAL)
+    return pairs.relative(estimate, log_ratio, confidence)
+
+
+def difference_effect(
+    a: Numbers,
+    b: Numbers,
+    clusters: Clusters = None,
+    confidence: float = 0.95,
+) -> Effect:
+    """mean(b - a) in the numbers' own unit, for scores and bits per byte."""
+    pairs = _pairs([a, b], clusters)
+    left, right = pairs.columns
+    if np.array_equal(left, right):
+        return pairs.identical()
+    differences = replace(pairs, columns=[right - left, np.ones_like(left)])
+    return differences.absolute(float((right - left).mean()), confidence)
+
+
+def mean_effect(
+    values: Numbers,
+    clusters: Clusters = None,
+    confidence: float = 0.95,
+) -> Effect:
+    """The mean of one configuration's own numbers, with the same intervals as a difference."""
+    pairs = _pairs([values], clusters)
+    if pairs.size == 0:
+        return pairs.effect(None, NO_PAIRS)
+    column = pairs.columns[0]
+    with_sizes = replace(pairs, columns=[column, np.ones_like(column)])
+    return with_sizes.absolute(float(column.mean()), confidence)
+
+
+def geometric_effect(
+    a: Numbers,
+    b: Numbers,
+    clusters: Clusters = None,
+    confidence: float = 0.95,
+) -> Effect:
+    """exp(mean(log(b / a))) - 1: the typical prompt's relative change.
+
+    Pairs with a zero on either side (empty completions) have no logarithm; they are left out and
+    counted.
+    """
+    pairs = _pairs([a, b], clusters)
+    left, right = pairs.columns
+    keep = (left > 0) & (right > 0)
+    clusters = pairs.groups[keep].tolist()
+    found = difference_effect(np.log(left[keep]), np.log(right[keep]), clusters, confidence)
+    return replace(
+        found,
+        estimate=_expm1(found.estimate),
+        low=_expm1(found.low),
+        high=_expm1(found.high),
+        num_left_out=pairs.num_left_out + int((~keep).sum()),
+    )
+
+
+def rate_effect(
+    a: tuple[Numbers, Numbers],
+    b: tuple[Numbers, Numbers],
+    clusters: Clusters = None,
+    confidence: float = 0.95,
+) -> Effect:
+    """The relative change of a rate; each side is (amounts, times), one entry per unit.
+
+    (sum(b amounts) / sum(b times)) / (sum(a amounts) / sum(a times)) - 1, a double ratio, with the
+    interval made on the log scale.
+    """
+    pairs = _pairs([*a, *b], clusters)
+    columns = pairs.columns
+    if pairs.size and min(column.min() for column in columns) < 0:
+        return pairs.effect(None, NEGATIVE)
+    if pairs.size and min(column.sum() for column in columns) == 0:
+        return pairs.effect(None, ZERO_TOTAL)
+    if all(np.array_equal(columns[i], columns[i + 2]) for i in range(2)):
+        return pairs.identical()
+    sums = np.array([column.sum() for column in columns])
+    return pairs.relative(math.expm1(float(log_rate_ratio(sums))), log_rate_ratio, confidence)
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """The usable units: one array per quantity, and each unit's cluster number."""
+
+    columns: list[Floats]
+    groups: npt.NDArray[np.int64]
+    num_left_out: int
+
+    @property
+    def size(self) -> int:
+        return len(self.groups)
+
+    def effect(
+        self,
+        estimate: float | None,
+        reason: str | None = None,
+        bounds: tuple[float, float] | tuple[None, None] = (None, None),
+        method: str = NONE,
+    ) -> Effect:
+        low, high = bounds
+        clusters = len(np.unique(self.groups))
+        left_out = self.num_left_out
+        return Effect(
+            estimate, low, high, self.size, clusters, method, reason, num_left_out=left_out
+        )
+
+    def identical(self) -> Effect:
+        if self.size == 0:
+            return self.effect(None, NO_PAIRS)
+        return replace(self.effect(0.0, None, (0.0, 0.0), IDENTICAL), identical=True)
+
+    def totals(self) -> Floats:
+        _, numbers = np.unique(self.groups, return_inverse=True)
+        return np.stack([np.bincount(numbers, weights=column) for column in self.columns])
+
+    def relative(
+        self,
+        estimate: float,
+        statistic: Statistic,
+        confidence: float,
+    ) -> Effect:
+        """`statistic` is the log of 1 + estimate."""
+        found = jackknife(self.totals(), statistic, confidence)
+        if isinstance(found, str):
+            return self.effect(estimate, found)
+        with np.errstate(over="ignore"):
+            bounds = float(np.expm1(found.low)), float(np.expm1(found.high))
+        return self.effect(estimate, None, bounds, JACKKNIFE)
+
+    def absolute(self, estimate: float, confidence: float) -> Effect:
+        found = jackknife(self.totals(), mean, confidence)
+        if isinstance(found, str):
+            return self.effect(estimate, found)
+        return self.effect(estimate, None, (found.low, found.high), JACKKNIFE)
+
+
+def _pairs(columns: Sequence[Numbers], clusters: Clusters) -> _Pairs:
+    """What is usable of the columns: units whose every number is there and finite."""
+    arrays = [np.array([math.nan if v is None else v for v in c], np.float64) for c in columns]
+    usable = np.logical_and.reduce([np.isfinite(array) for array in arrays])
+    if clusters is None:
+        groups = np.arange(len(usable), dtype=np.int64)
+    else:
+        seen: dict[Hashable, int] = {}
+        groups = np.array([seen.setdefault(c, len(seen)) for c in clusters], dtype=np.int64)
+    return _Pairs([array[usable] for array in arrays], groups[usable], int((~usable).sum()))
+
+
+def _expm1(value: float | None) -> float | None:
+    return None if value is None else math.expm1(value)

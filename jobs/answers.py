@@ -1,0 +1,91 @@
+"""What a comparison says, in words and short of a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jobs.analysis.intervals import NO_SPREAD
+from jobs.comparison import Comparison, MetricEffect
+from jobs.wording import interval_text, percent_text, plural
+
+
+def headline_answer(comparisons: Sequence[Comparison]) -> str:
+    """Did anything change? Texts, then time, over all comparisons, in one line."""
+    compared = [c for c in comparisons if c.texts.compared]
+    if not compared:
+        return "Did anything change? There is nothing to compare yet."
+    differing = [c.configuration for c in compared if c.texts.differing]
+    changed, unchanged, unknown = [], [], []
+    for c in compared:
+        effect = c.effect("e2e_s")
+        if effect is None or effect.includes_zero is None:
+            unknown.append(c.configuration)
+        elif effect.includes_zero:
+            unchanged.append(c.configuration)
+        else:
+            changed.append(f"{c.configuration} {percent_text(effect.estimate)}")
+    texts = f"texts differ in {', '.join(differing)}" if differing else "no text differs"
+    times = [f"time per completion {', '.join(changed)}"] if changed else []
+    times += [f"no difference in time shown for {', '.join(unchanged)}"] if unchanged else []
+    times += [f"time undecided for {', '.join(unknown)}"] if unknown else []
+    return f"Did anything change? {'; '.join([texts[0].upper() + texts[1:], *times])}."
+
+
+def statement(found: MetricEffect) -> str:
+    """What the numbers say, short of a verdict."""
+    effect = found.effect
+    if effect.identical:
+        return "exactly the same"
+    if effect.reason is not None:
+        return f"no interval: {effect.reason}"
+    if effect.includes_zero:
+        return "interval includes 0: no difference shown"
+    return "higher" if (effect.estimate or 0) > 0 else "lower"
+
+
+def answer(comparison: Comparison) -> str:
+    """The trial's question for this comparison, answered in a sentence or two."""
+    start = f"{comparison.configuration} against {comparison.vs}: "
+    if comparison.is_duplicate:
+        start = f"{comparison.configuration} ({comparison.vs} run a second time): "
+    parts = [_texts_sentence(comparison)]
+    for name, noun in (
+        ("completion_tokens", "completion tokens"),
+        ("e2e_s", "time per completion"),
+        ("completion_bytes_per_s", "bytes/s"),
+        ("kv_committed_peak_bytes", "KV memory"),
+    ):
+        found = next((e for e in comparison.effects if e.metric.name == name), None)
+        if found is None or found.effect.estimate is None:
+            continue
+        # Equal texts already say that tokens are equal.
+        if not (name == "completion_tokens" and found.effect.identical):
+            parts.append(f"{noun} {_effect_phrase(found)}")
+    return start + "; ".join(parts) + "."
+
+
+def _texts_sentence(comparison: Comparison) -> str:
+    differing, compared = comparison.texts.differing, comparison.texts.compared
+    if compared == 0:
+        return "nothing to compare yet"
+    verb = "differs" if compared == 1 else "differ"
+    counted = f"{differing:,} of {plural(compared, 'text')} {verb}"
+    if differing and comparison.is_duplicate:
+        return f"{counted}, although nothing was changed: outputs are not reproducible here"
+    tokens = comparison.effect("completion_tokens")
+    if differing == 0 and tokens is not None and tokens.identical:
+        return f"{counted}: tokens are exactly the same"
+    return counted
+
+
+def _effect_phrase(found: MetricEffect) -> str:
+    effect = found.effect
+    if effect.identical:
+        return "exactly the same"
+    text = percent_text(effect.estimate)
+    if effect.reason == NO_SPREAD:
+        return f"{text} in every unit"
+    if effect.low is None:
+        return f"{text} (no interval: {effect.reason})"
+    shown = ", no difference shown" if effect.includes_zero else ""
+    return f"{text} {interval_text(effect, relative=True)}{shown}"

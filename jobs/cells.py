@@ -1,0 +1,61 @@
+"""The columns of `cells`: one row per committed cell, taken from the parts' footers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from cluster.results import KINDS, Results
+from cluster.schema import FLOAT, INT, TEXT, Column
+
+CELLS = [
+    Column("key", TEXT, "name that the cell was committed under", True),
+    Column("kind", TEXT, "generations or likelihoods", True),
+    Column("configuration", TEXT, "name of the configuration in the spec", True),
+    Column("dataset", TEXT, "name of the dataset in the spec", True),
+    Column("shard", pa.int32(), "shard of the dataset, from 0", True),
+    Column("seed", INT, "sampling seed; null for likelihoods", True),
+    Column("start", INT, "first row within the dataset", True),
+    Column("stop", INT, "row after the last", True),
+    Column("rows", INT, "rows committed, errors included", True),
+    Column("wall_s", FLOAT, "time that the engine took for the cell"),
+    Column("num_steps", INT, "forward passes of the model"),
+    Column("prefill_s", FLOAT, "part of wall_s spent on prompts"),
+    Column("decode_s", FLOAT, "part of wall_s spent on generating"),
+    Column("completion_tokens", INT, "generated tokens, configuration's vocabulary", True),
+    Column("base_completion_tokens", INT, "the same text in the baseline's tokens", True),
+    Column("completion_bytes", INT, "UTF-8 bytes of the completions", True),
+    Column("weight_bytes_shared", INT, "weights that other configurations of the worker use too"),
+    Column("weight_bytes_private", INT, "weights that are this configuration's alone"),
+    Column("kv_used_peak_bytes", INT, "peak over the cell of live tokens x bytes per token"),
+    Column("kv_committed_peak_bytes", INT, "peak of physical memory held for keys and values"),
+    Column("kv_reserved_peak_bytes", INT, "peak of address space held for keys and values"),
+    Column("kv_used_byte_s", FLOAT, "time integral of used KV bytes"),
+    Column("kv_committed_byte_s", FLOAT, "time integral of committed KV bytes"),
+    Column("device_peak_bytes", INT, "peak device memory minus the cell's start; null on CPU"),
+    Column("load_average", FLOAT, "the node's one-minute load at the cell's start"),
+    Column("threads", pa.int32(), "threads that torch was given"),
+    Column("order_in_block", pa.int32(), "position of the configuration in its block, from 0"),
+    Column("block", INT, "index of the block in canonical order"),
+    Column("round", pa.int32(), "pass over the trial, where leases are used; else 0"),
+    Column("worker", TEXT, "actor that ran the cell"),
+    Column("node", TEXT, "host name of the node"),
+    Column("device", TEXT, "cpu, or the GPU's name"),
+    Column("attempt", TEXT, "id of the execution that won the commit"),
+    Column("started_at", TEXT, "start, wall clock, ISO 8601 in UTC"),
+]
+
+
+def cells_table(results: Results) -> pa.Table:
+    """The facts of all committed cells; a fact that a cell lacks is null. One footer per part."""
+    facts = [each for kind in KINDS for each in results.cells(kind)]
+    fields = [pa.field(c.name, c.type, metadata={"meaning": c.meaning}) for c in CELLS]
+    columns = [[_typed(row.get(c.name), c.type) for row in facts] for c in CELLS]
+    arrays = [pa.array(values, c.type) for values, c in zip(columns, CELLS, strict=True)]
+    return pa.table(arrays, schema=pa.schema(fields))
+
+
+def _typed(value: Any, kind: pa.DataType) -> Any:
+    # JSON knows one kind of number, so a whole float may stand where an integer is meant.
+    return int(value) if value is not None and pa.types.is_integer(kind) else value

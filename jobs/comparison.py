@@ -1,0 +1,154 @@
+"""A configuration against its reference: every effect with its interval."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import duckdb
+
+from cluster.plan import Configuration
+from jobs.analysis.effects import (
+    Effect,
+    Numbers,
+    difference_effect,
+    geometric_effect,
+    rate_effect,
+    ratio_effect,
+)
+from jobs.metrics import METRICS, Metric
+from jobs.pairing import (
+    PairedCells,
+    PairedPrompts,
+    TextComparison,
+    compare_texts,
+    paired_cells,
+    paired_likelihoods,
+    paired_prompts,
+)
+from jobs.wording import plural
+
+MIN_SHARDS = 8
+"""Shards per dataset that an interval for time, throughput or memory needs: rows of a shard share
+its cells' noise, so shards are what is independent, and fewer say too little of their spread."""
+
+Statistic = Literal["ratio of totals", "geometric mean", "mean difference"]
+
+
+@dataclass(frozen=True)
+class MetricEffect:
+    metric: Metric
+    statistic: Statistic
+    reference_mean: float | None
+    """Mean over the paired units; of a rate, total amount over total time."""
+    mean: float | None
+    effect: Effect
+
+
+@dataclass(frozen=True)
+class Comparison:
+    configuration: str
+    vs: str
+    is_duplicate: bool
+    texts: TextComparison
+    effects: tuple[MetricEffect, ...]
+
+    def effect(self, metric: str) -> Effect | None:
+        """The metric's main effect: the ratio of totals, or the mean difference."""
+        found = [e.effect for e in self.effects if e.metric.name == metric]
+        return found[0] if found else None
+
+
+def compare(connection: duckdb.DuckDBPyConnection, configuration: Configuration) -> Comparison:
+    """All effects of a configuration that has a reference (`vs`)."""
+    name, vs = configuration.name, configuration.vs
+    if vs is None:
+        raise ValueError(f"{name} is a reference: there is nothing to compare it with")
+    prompts = paired_prompts(connection, name, vs)
+    cells = paired_cells(connection, name, vs)
+    targets = paired_likelihoods(connection, name, vs)
+    effects = [effect for metric in METRICS for effect in _effects(metric, prompts, cells, targets)]
+    return Comparison(
+        configuration=name,
+        vs=vs,
+        is_duplicate=configuration.duplicate_of is not None,
+        texts=compare_texts(connection, name, vs),
+        effects=tuple(effects),
+    )
+
+
+def _effects(
+    metric: Metric, prompts: PairedPrompts, cells: PairedCells, targets: PairedPrompts
+) -> list[MetricEffect]:
+    if metric.source == "rate":
+        return [_rate(metric, cells)]
+    if metric.source == "quality":
+        a, b = targets.means[metric.name]
+        return [_given(metric, "mean difference", a, b, difference_effect(a, b, targets.clusters))]
+    if metric.source == "peak":
+        a, b = cells.values[metric.name]
+        effect = _guarded(ratio_effect(a, b, cells.shards), a, b, cells.shards)
+        return [_given(metric, "ratio of totals", a, b, effect)]
+    a, b = prompts.means[metric.name]
+    ratio = ratio_effect(a, b, _clusters(metric, prompts))
+    geometric = geometric_effect(a, b, _clusters(metric, prompts))
+    if metric.source == "time":
+        ratio = _guarded(ratio, a, b, prompts.shards)
+        geometric = _guarded(geometric, a, b, prompts.shards)
+    return [
+        _given(metric, "ratio of totals", a, b, ratio),
+        _given(metric, "geometric mean", a, b, geometric),
+    ]
+
+
+def _clusters(metric: Metric, prompts: PairedPrompts) -> Sequence[tuple[str, object]]:
+    return prompts.shards if metric.source == "time" else prompts.clusters
+
+
+def _rate(metric: Metric, cells: PairedCells) -> MetricEffect:
+    amounts, times = cells.values[metric.amount], cells.values["wall_s"]
+    effect = rate_effect((amounts[0], times[0]), (amounts[1], times[1]), cells.shards)
+    effect = _guarded(effect, amounts[0], amounts[1], cells.shards)
+    rates = [_rate_of(amount, time) for amount, time in zip(amounts, times, strict=True)]
+    return MetricEffect(metric, "ratio of totals", rates[0], rates[1], effect)
+
+
+def _rate_of(amounts: Sequence[float | None], times: Sequence[float | None]) -> float | None:
+    pairs = [
+        (amount, time)
+        for amount, time in zip(amounts, times, strict=True)
+        if amount is not None and time is not None
+    ]
+    total = sum(time for _, time in pairs)
+    return sum(amount for amount, _ in pairs) / total if total > 0 else None
+
+
+def _given(
+    metric: Metric,
+    statistic: Statistic,
+    a: Sequence[float | None],
+    b: Sequence[float | None],
+    effect: Effect,
+) -> MetricEffect:
+    pairs = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
+    size = len(pairs)
+    left = sum(x for x, _ in pairs) / size if size else None
+    right = sum(y for _, y in pairs) / size if size else None
+    return MetricEffect(metric, statistic, left, right, effect)
+
+
+def _guarded(effect: Effect, a: Numbers, b: Numbers, shards: Sequence[tuple[str, int]]) -> Effect:
+    """Without an interval where a dataset has fewer shards than one can be trusted with."""
+    if effect.low is None or effect.identical:
+        return effect
+    used = {
+        shard for shard, x, y in zip(shards, a, b, strict=True) if x is not None and y is not None
+    }
+    fewest = min(Counter(dataset for dataset, _ in used).values(), default=0)
+    if fewest >= MIN_SHARDS:
+        return effect
+    return effect.withheld(
+        f"{plural(fewest, 'shard')} per dataset, and {MIN_SHARDS} are needed for an interval"
+    )

@@ -1,0 +1,248 @@
+"""The main job: spec -> plan -> prompts frozen -> scheduler -> summary and effects.
+
+Nothing is written before the workers have loaded the model, so that what cannot run leaves nothing
+behind. Running the same spec again resumes: committed cells are not run twice.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cluster.plan import Plan
+from cluster.progress import Progress, ProgressFile
+from cluster.results import MANIFEST, PROMPTS_FILE, SUCCESS, Results, write_prompts
+from cluster.scheduler import Outcome, Scheduler, preflight
+from cluster.storage import LocalStore
+from jobs.effects_table import write_effects
+from jobs.planning import describe_difference, make_plan
+from jobs.spec import read_spec
+from jobs.summary import write_summary
+from optim.errors import InputError
+
+PACKAGES = ("optrial", "ray", "torch", "transformers", "tokenizers", "datasets", "pyarrow")
+
+OnProgress = Callable[[Progress], None]
+OnStage = Callable[[str], None]
+
+
+def evaluate(
+    spec_path: Path | str,
+    *,
+    output: str | None = None,
+    address: str | None = None,
+    on_stage: OnStage = lambda stage: None,
+    on_progress: OnProgress = lambda progress: None,
+    remote_worker: Any = None,
+) -> tuple[Results, Outcome]:
+    """Run a trial, or what is missing of it; returns its results and what the run came to.
+
+    `output` overrides the spec's; `address` is a running Ray cluster's, else RAY_ADDRESS, else Ray
+    is started on this machine. Raises InputError for what a person can mend.
+    """
+    on_stage("reading the spec and the prompts")
+    spec = read_spec(spec_path)
+    if output is not None:
+        spec = spec.model_copy(update={"output": output})
+    plan, prompts = make_plan(spec, str(spec_path))
+    results = Results(plan.output)
+    is_new = _check_output(results, plan)
+    worker = {} if remote_worker is None else {"remote_worker": remote_worker}
+    progress_file = ProgressFile(results.store)
+
+    def note(progress: Progress) -> None:
+        on_progress(progress)
+        progress_file(progress)
+
+    scheduler = Scheduler(plan, results, on_progress=note, **worker)
+    if scheduler.num_pending and not is_new:
+        done = scheduler.outcome.cells_done
+        on_stage(f"resuming: {done} of {scheduler.outcome.cells_total} cells are there already")
+    if scheduler.num_pending:
+        with _ray(plan, address, on_stage), _terminated_as_interrupted():
+            on_stage(preflight(plan))
+            on_stage(f"loading the model ({plan.model.path})")
+            hardware = scheduler.start()
+            if is_new:
+                _freeze(results, plan, prompts, hardware)
+            on_stage("running")
+            try:
+                scheduler.run()
+            finally:
+                progress_file(scheduler.progress(), now=True)
+    return results, _finish(results, scheduler.outcome, on_stage)
+
+
+def _finish(results: Results, outcome: Outcome, on_stage: OnStage) -> Outcome:
+    if outcome.cells_done and not (outcome.is_complete and results.store.exists(SUCCESS)):
+        on_stage("summarising")
+        write_summary(results)
+        write_effects(results)
+        if outcome.is_complete:
+            counts = {"cells": outcome.cells_total, "completed_at": _now()}
+            results.store.replace(SUCCESS, json.dumps(counts).encode())
+    return outcome
+
+
+def _check_output(results: Results, plan: Plan) -> bool:
+    """True for a new output; raises where it is another trial's, not empty, or not writable."""
+    if results.store.exists(MANIFEST):
+        differences = describe_difference(results.manifest()["plan"], plan.model_dump(mode="json"))
+        if differences:
+            shown = "\n  ".join(differences[:20])
+            raise InputError(
+                f"holds the results of another trial, which differs in:\n  {shown}\n",
+                source=plan.output,
+                field="output",
+                mend="Choose another output, or give back the spec that it was made with",
+            )
+        return False
+    if isinstance(results.store, LocalStore):
+        _check_folder(results.store.root)
+    return True
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(
+            "exists and is not the results of a trial",
+            source=str(folder),
+            field="output",
+            mend="Choose a new or empty folder",
+        )
+    nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(
+            f"cannot be written: {nearest} does not admit it",
+            source=str(folder),
+            field="output",
+            mend="Choose a folder that you may write to",
+        )
+
+
+def _freeze(
+    results: Results, plan: Plan, prompts: list[dict[str, Any]], hardware: list[dict[str, Any]]
+) -> None:
+    """Write the prompts as run, then the manifest, which makes the folder a trial's."""
+    manifest = {
+        "plan": plan.model_dump(mode="json"),
+        "prompts": PROMPTS_FILE,
+        "versions": {name: _version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "hardware": {
+            "processor": _processor(),
+            "cpus": os.cpu_count(),
+            "memory_bytes": psutil.virtual_memory().total,
+            "workers": hardware,
+        },
+        "git": _git_state(),
+        "created_at": _now(),
+    }
+    try:
+        write_prompts(results.store, prompts)
+        text = json.dumps(manifest, indent=1, ensure_ascii=False)
+        results.store.create(MANIFEST, text.encode())
+    except OSError as error:
+        raise InputError(
+            f"cannot be written: {error.strerror or error}",
+            source=plan.output,
+            field="output",
+            mend="Choose a place that you may write to",
+        ) from error
+
+
+@contextmanager
+def _ray(plan: Plan, address: str | None, on_stage: OnStage) -> Iterator[None]:
+    """A connection to a cluster, or Ray started here and ended after."""
+    import ray
+
+    if ray.is_initialized():  # type: ignore[no-untyped-call]
+        yield
+        return
+    where = address or os.environ.get("RAY_ADDRESS")
+    on_stage(f"connecting to Ray at {where}" if where else "starting Ray on this machine")
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if where:
+        options["address"] = where
+    else:
+        # Rows never pass through Ray's object store, so a small one does.
+        options |= {"include_dashboard": False, "object_store_memory": 100 << 20}
+    try:
+        ray.init(**options)
+    except ConnectionError as error:
+        raise InputError(
+            f"no Ray cluster answers: {str(error).splitlines()[0]}",
+            source=where,
+            mend="Check the address, and RAY_AUTH_MODE and RAY_AUTH_TOKEN where it wants a token",
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """A SIGTERM ends a run as Ctrl-C does: workers stopped, what is committed kept."""
+
+    def interrupt(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread, which alone gets signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit of the code and whether it has changes; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        commit = _git(here, "rev-parse", "HEAD")
+        return {"commit": commit, "dirty": bool(_git(here, "status", "--porcelain", "--", "."))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(folder: Path, *words: str) -> str:
+    done = subprocess.run(
+        ["git", *words], cwd=folder, capture_output=True, text=True, check=True, timeout=10
+    )
+    return done.stdout.strip()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,94 @@
+"""The metrics of a report: what each is called, how it is shown, and each configuration's values.
+
+Values are described by DuckDB over all datasets and seeds: rows of a generation for tokens and
+times (failed rows and cold engines left out), cells for throughput and memory, targets for quality.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import duckdb
+
+from jobs.wording import bytes_text, duration_text, number_text
+
+Source = Literal["row", "time", "rate", "peak", "quality"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One line of the report."""
+
+    name: str
+    label: str
+    show: Callable[[float | None], str]
+    source: Source
+    is_described: bool = True
+    """Whether the first table has it; effects are always given."""
+
+    @property
+    def amount(self) -> str:
+        """Of a rate: the cell's total that is divided by its wall time."""
+        return _AMOUNTS[self.name]
+
+
+_AMOUNTS = {
+    "completion_bytes_per_s": "completion_bytes",
+    "base_tokens_per_s": "base_completion_tokens",
+}
+
+METRICS = (
+    Metric("completion_tokens", "completion tokens", number_text, "row"),
+    Metric("completion_bytes", "completion bytes", number_text, "row", is_described=False),
+    Metric("ttft_s", "time to first token", duration_text, "time"),
+    Metric("tpot_s", "time per further token", duration_text, "time"),
+    Metric("e2e_s", "time per completion", duration_text, "time"),
+    Metric("completion_bytes_per_s", "throughput, bytes/s", number_text, "rate"),
+    Metric("base_tokens_per_s", "throughput, base tokens/s", number_text, "rate"),
+    Metric("kv_committed_peak_bytes", "KV memory, peak", bytes_text, "peak"),
+    Metric("bits_per_byte", "bits per byte of targets", number_text, "quality"),
+)
+
+Described = dict[str, dict[str, Any]]
+"""Configuration -> n, mean, p50, p95 of one metric."""
+
+
+def describe(connection: duckdb.DuckDBPyConnection, metric: Metric) -> Described:
+    """Each configuration's n, mean, median and 95th percentile.
+
+    The mean of a rate is total amount over total time, its quantiles are those of cells.
+    """
+    value, mean, source = _selection(metric)
+    rows = connection.execute(
+        f"""
+        SELECT configuration, count({value}), {mean}, quantile_cont({value}, 0.5),
+            quantile_cont({value}, 0.95)
+        FROM {source} GROUP BY configuration
+        """
+    ).fetchall()
+    return {
+        row[0]: dict(zip(("n", "mean", "p50", "p95"), row[1:], strict=True))
+        for row in rows
+        if row[1]
+    }
+
+
+def _selection(metric: Metric) -> tuple[str, str, str]:
+    """The value's expression, its mean's, and the rows that it is taken from."""
+    if metric.source == "rate":
+        amount = metric.amount
+        value = f"{amount} / nullif(wall_s, 0)"
+        return value, f"sum({amount}) / nullif(sum(wall_s), 0)", _CELLS
+    if metric.source == "peak":
+        return metric.name, f"avg({metric.name})", _CELLS
+    if metric.source == "quality":
+        value = "nats / ln(2) / num_bytes"
+        condition = "candidate = -1 AND error IS NULL AND num_bytes > 0"
+        return value, f"avg({value})", f"likelihoods WHERE {condition}"
+    warm = " AND NOT coalesce(warmup, false)" if metric.source == "time" else ""
+    return metric.name, f"avg({metric.name})", f"generations WHERE error IS NULL{warm}"
+
+
+_CELLS = "cells WHERE kind = 'generations'"

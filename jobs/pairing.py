@@ -1,0 +1,157 @@
+"""Paired numbers of two configurations, reduced by DuckDB so that memory grows with prompts.
+
+Rows are paired by (dataset, prompt, seed) first and averaged over seeds after, so that a seed that
+only one side completed enters neither mean.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+
+ROW_METRICS = ("completion_tokens", "base_completion_tokens", "completion_bytes")
+TIME_METRICS = ("ttft_s", "tpot_s", "e2e_s")
+
+
+@dataclass(frozen=True)
+class PairedPrompts:
+    """One entry per (dataset, prompt): means over the seeds that both sides completed."""
+
+    clusters: list[tuple[str, str]]
+    """The prompt's group of dependent prompts; itself where the dataset names none."""
+    shards: list[tuple[str, int]]
+    means: dict[str, tuple[list[float | None], list[float | None]]]
+    """Metric -> (reference, configuration); None where no seed has the metric on both sides."""
+
+
+@dataclass(frozen=True)
+class PairedCells:
+    """One entry per (dataset, shard): totals over the seeds that both sides committed."""
+
+    shards: list[tuple[str, int]]
+    values: dict[str, tuple[list[float | None], list[float | None]]]
+    """Column -> (reference, configuration)."""
+
+
+@dataclass(frozen=True)
+class TextComparison:
+    """How many (dataset, prompt, seed) have another text; rows with an error are left out."""
+
+    differing: int
+    compared: int
+
+
+def paired_prompts(
+    connection: duckdb.DuckDBPyConnection, configuration: str, reference: str
+) -> PairedPrompts:
+    """Prompt means of tokens, bytes and times; rows of a cold engine have no times."""
+    metrics = [(m, "") for m in ROW_METRICS]
+    metrics += [(m, " AND NOT coalesce(r.warmup, false) AND NOT coalesce(o.warmup, false)")
+                for m in TIME_METRICS]  # fmt: skip
+    means = ", ".join(
+        f"avg({side}.{m}) FILTER (r.{m} IS NOT NULL AND o.{m} IS NOT NULL{condition})"
+        for m, condition in metrics
+        for side in ("r", "o")
+    )
+    rows = connection.execute(
+        f"""
+        WITH groups AS (
+            SELECT dataset, prompt_id, any_value(cluster) AS cluster FROM prompts
+            GROUP BY ALL)
+        SELECT o.dataset, o.prompt_id, any_value(groups.cluster), any_value(o.shard), {means}
+        FROM generations o
+        JOIN generations r USING (dataset, prompt_id, seed)
+        LEFT JOIN groups ON groups.dataset = o.dataset AND groups.prompt_id = o.prompt_id
+        WHERE o.configuration = ? AND r.configuration = ? AND o.error IS NULL AND r.error IS NULL
+        GROUP BY o.dataset, o.prompt_id ORDER BY o.dataset, o.prompt_id
+        """,
+        [configuration, reference],
+    ).fetchall()
+    return PairedPrompts(
+        clusters=[_cluster(row[0], row[1], row[2]) for row in rows],
+        shards=[(row[0], row[3]) for row in rows],
+        means={m: _columns(rows, 4 + 2 * i) for i, (m, _) in enumerate(metrics)},
+    )
+
+
+CELL_TOTALS = ("wall_s", "completion_tokens", "base_completion_tokens", "completion_bytes")
+CELL_PEAKS = ("kv_used_peak_bytes", "kv_committed_peak_bytes", "kv_reserved_peak_bytes")
+
+
+def paired_cells(
+    connection: duckdb.DuckDBPyConnection, configuration: str, reference: str
+) -> PairedCells:
+    """Sums (time, output) and means of peaks (memory) over the seeds of a shard."""
+    columns = [(c, "sum") for c in CELL_TOTALS] + [(c, "avg") for c in CELL_PEAKS]
+    values = ", ".join(
+        f"{how}({side}.{c}) FILTER (r.{c} IS NOT NULL AND o.{c} IS NOT NULL)"
+        for c, how in columns
+        for side in ("r", "o")
+    )
+    rows = connection.execute(
+        f"""
+        SELECT o.dataset, o.shard, {values}
+        FROM cells o JOIN cells r USING (dataset, shard, seed, kind)
+        WHERE o.configuration = ? AND r.configuration = ? AND o.kind = 'generations'
+        GROUP BY o.dataset, o.shard ORDER BY o.dataset, o.shard
+        """,
+        [configuration, reference],
+    ).fetchall()
+    return PairedCells(
+        shards=[(row[0], row[1]) for row in rows],
+        values={c: _columns(rows, 2 + 2 * i) for i, (c, _) in enumerate(columns)},
+    )
+
+
+def paired_likelihoods(
+    connection: duckdb.DuckDBPyConnection, configuration: str, reference: str
+) -> PairedPrompts:
+    """Each target's bits per UTF-8 byte, as the metric `bits_per_byte`."""
+    rows = connection.execute(
+        """
+        WITH groups AS (
+            SELECT dataset, prompt_id, any_value(cluster) AS cluster FROM prompts
+            GROUP BY ALL)
+        SELECT o.dataset, o.prompt_id, groups.cluster, o.shard,
+            r.nats / ln(2) / r.num_bytes, o.nats / ln(2) / o.num_bytes
+        FROM likelihoods o JOIN likelihoods r USING (dataset, prompt_id, candidate)
+        LEFT JOIN groups ON groups.dataset = o.dataset AND groups.prompt_id = o.prompt_id
+        WHERE o.configuration = ? AND r.configuration = ? AND o.candidate = -1
+            AND o.nats IS NOT NULL AND r.nats IS NOT NULL AND o.num_bytes > 0 AND r.num_bytes > 0
+        ORDER BY o.dataset, o.prompt_id
+        """,
+        [configuration, reference],
+    ).fetchall()
+    return PairedPrompts(
+        clusters=[_cluster(row[0], row[1], row[2]) for row in rows],
+        shards=[(row[0], row[3]) for row in rows],
+        means={"bits_per_byte": _columns(rows, 4)},
+    )
+
+
+def compare_texts(
+    connection: duckdb.DuckDBPyConnection, configuration: str, reference: str
+) -> TextComparison:
+    """In an A/A pair, and for an optimisation that is meant to be exact, none should differ."""
+    row = connection.execute(
+        """
+        SELECT count(*) FILTER (o.completion_text IS DISTINCT FROM r.completion_text), count(*)
+        FROM generations o JOIN generations r USING (dataset, prompt_id, seed)
+        WHERE o.configuration = ? AND r.configuration = ? AND o.error IS NULL AND r.error IS NULL
+        """,
+        [configuration, reference],
+    ).fetchone()
+    return TextComparison(*row) if row else TextComparison(0, 0)
+
+
+def _columns(
+    rows: list[tuple[Any, ...]], first: int
+) -> tuple[list[float | None], list[float | None]]:
+    return [row[first] for row in rows], [row[first + 1] for row in rows]
+
+
+def _cluster(dataset: str, prompt_id: str, cluster: str | None) -> tuple[str, str]:
+    # The prefixes keep a prompt's id from meeting a cluster's name.
+    return dataset, f"prompt {prompt_id}" if cluster is None else f"cluster {cluster}"

@@ -1,0 +1,177 @@
+"""The report that people read: did it change anything, by how much, and how sure is that?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cluster.results import Results
+from jobs.analysis.effects import Effect
+from jobs.analysis.intervals import NO_SPREAD
+from jobs.effects_table import write_effects
+from jobs.findings import report_data
+from jobs.metrics import METRICS, Metric
+from jobs.wording import interval_text, number_text, percent_text, plural
+
+# So that the tables of several comparisons line up below one another, within 100 columns.
+_LABEL_WIDTH = max(len(metric.label) for metric in METRICS)
+_NUMBER_WIDTH, _INTERVAL_WIDTH = 9, 18
+
+__all__ = ["report", "report_data", "write_effects"]
+
+
+def report(results: Results, console: Console) -> None:
+    """Print what a trial found: answers, differences, then each configuration's own figures."""
+    data = report_data(results)
+    _print(console, data["answer"], style="bold")
+    _print(console, _headline(data["trial"]))
+    for line in _progress(data["trial"]):
+        _print(console, line, style="yellow")
+    if data["trial"]["rows"]:
+        console.print()
+        for comparison in data["comparisons"]:
+            _print(console, "• " + comparison["answer"])
+        if not data["comparisons"]:
+            _print(console, "One configuration alone: there is nothing to compare it with.")
+        _print_tables(data, console)
+    for note in data["notes"]:
+        _print(console, note, style="yellow")
+
+
+def _print_tables(data: dict[str, Any], console: Console) -> None:
+    if data["comparisons"]:
+        for comparison in data["comparisons"]:
+            console.print(_effects_table(comparison))
+        for line in _footnotes(data["comparisons"]):
+            _print(console, line, style="dim")
+    if data["scores"]:
+        console.print(_scores_table(data["scores"]))
+    console.print(_configurations_table(data["configurations"]))
+
+
+def _print(console: Console, text: str, style: str = "") -> None:
+    # As Text, so that brackets in names and intervals are not read as markup.
+    console.print(Text(text, style=style), soft_wrap=False)
+
+
+def _headline(trial: dict[str, Any]) -> str:
+    devices = " and ".join(trial["devices"]) or "no device yet"
+    parts = [
+        f"{trial['model']} on {devices}",
+        plural(trial["num_configurations"], "configuration"),
+        f"{plural(trial['num_prompts'], 'prompt')} × {plural(trial['num_seeds'], 'seed')} "
+        f"({', '.join(trial['datasets'])})",
+        f"{plural(trial['rows'], 'row')}, {plural(trial['num_errors'], 'error')}",
+    ]
+    return " · ".join(parts)
+
+
+def _progress(trial: dict[str, Any]) -> list[str]:
+    done, planned = trial["cells_done"], trial["cells_planned"]
+    lines = []
+    if done < planned:
+        lines.append(f"Not complete: {done:,} of {planned:,} planned cells are there.")
+    if not trial["rows"]:
+        lines.append("There are no rows yet.")
+    elif trial["rows"] == trial["num_errors"]:
+        lines.append("Every row has an error, so there is nothing to measure.")
+    return lines
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD,
+                 pad_edge=False)  # fmt: skip
+
+
+def _effects_table(comparison: dict[str, Any]) -> Table:
+    """One row per metric; the geometric means are left to the JSON and Parquet."""
+    title = f"{comparison['configuration']} against {comparison['vs']}"
+    twice = ": the same configuration twice" if comparison["is_duplicate"] else ""
+    table = _table(title + twice)
+    table.add_column("metric", no_wrap=True, min_width=_LABEL_WIDTH)
+    for heading in ("reference", "mean", "change"):
+        table.add_column(heading, justify="right", no_wrap=True, min_width=_NUMBER_WIDTH)
+    table.add_column("95 % interval", justify="right", no_wrap=True, min_width=_INTERVAL_WIDTH)
+    table.add_column("", no_wrap=True)
+    metrics = {metric.name: metric for metric in METRICS}
+    for row in comparison["effects"]:
+        if row["statistic"] != "geometric mean" and row["estimate"] is not None:
+            table.add_row(*_effect_cells(metrics[row["metric"]], row))
+    return table
+
+
+def _effect_cells(metric: Metric, row: dict[str, Any]) -> list[Text]:
+    effect = _effect(row)
+    relative = row["statistic"] != "mean difference"
+    change = percent_text(effect.estimate) if relative else number_text(effect.estimate, sign=True)
+    bounds = interval_text(effect, relative=relative)
+    if effect.reason is not None:
+        bounds = "in every unit" if effect.reason == NO_SPREAD else "no interval"
+    cells = (metric.show(row["reference_mean"]), metric.show(row["mean"]), change, bounds)
+    includes_zero = effect.includes_zero and not effect.identical
+    note = Text("includes 0" if includes_zero else "", style="dim")
+    return [Text(metric.label), *map(Text, cells), note]
+
+
+def _footnotes(comparisons: list[dict[str, Any]]) -> list[str]:
+    lines = []
+    rows = [row for c in comparisons for row in c["effects"] if row["estimate"] is not None]
+    for reason in sorted({row["reason"] for row in rows} - {None, NO_SPREAD}):
+        names = {row["metric"] for row in rows if row["reason"] == reason}
+        labels = [metric.label for metric in METRICS if metric.name in names]
+        lines.append(f"No interval for {'; '.join(labels)}: {reason}.")
+    if any(effect.includes_zero and not effect.identical for effect in map(_effect, rows)):
+        lines.append("Where an interval includes 0, no difference is shown; it may still be there.")
+    lines.append("Changes are of totals, paired by prompt and seed. Bits per byte: the difference.")
+    return lines
+
+
+def _effect(row: dict[str, Any]) -> Effect:
+    return Effect(**{name: row[name] for name in Effect.__dataclass_fields__})
+
+
+def _scores_table(scores: list[dict[str, Any]]) -> Table:
+    table = _table("Scores: means over prompts, difference from the reference with 95 % interval")
+    for heading in ("scorer", "dataset", "configuration"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("prompts", "mean", "difference", "95 % interval"):
+        table.add_column(heading, justify="right")
+    for row in sorted(scores, key=lambda row: (row["scorer"], row["dataset"])):
+        own, difference = _effect(row["mean"]), row["difference"]
+        cells = [row["scorer"], row["dataset"], row["configuration"], str(own.num_units)]
+        cells.append(number_text(own.estimate))
+        if difference is None:
+            cells += ["reference", ""]
+        else:
+            found = _effect(difference)
+            cells += [number_text(found.estimate, sign=True), interval_text(found)]
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def _configurations_table(configurations: list[dict[str, Any]]) -> Table:
+    """Rows grouped by metric, so that the configurations stand below one another."""
+    table = _table("Each configuration")
+    table.add_column("metric", no_wrap=True)
+    table.add_column("configuration", overflow="fold")
+    for heading in ("n", "mean", "median", "p95"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in configurations:
+        label = "rows (errors)" if row is configurations[0] else ""
+        table.add_row(label, Text(row["configuration"]), f"{row['rows']:,} ({row['num_errors']:,})")
+    for metric in METRICS:
+        rows = [row for row in configurations if metric.name in row["metrics"]]
+        table.add_section()
+        for row in rows:
+            values = row["metrics"][metric.name]
+            table.add_row(
+                metric.label if row is rows[0] else "",
+                Text(row["configuration"]),
+                f"{values['n']:,}",
+                *(metric.show(values[name]) for name in ("mean", "p50", "p95")),
+            )
+    return table
