@@ -168,7 +168,7 @@ def _ray(plan: Plan, address: str | None, on_stage: OnStage) -> Iterator[None]:
     """A connection to a cluster, or Ray started here and ended after."""
     import ray
 
-    if ray.is_initialized():  # type: ignore[no-untyped-call]
+    if ray.is_initialized():
         yield
         return
     where = address or os.environ.get("RAY_ADDRESS")
@@ -190,7 +190,7 @@ def _ray(plan: Plan, address: str | None, on_stage: OnStage) -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()  # type: ignore[no-untyped-call]
+        ray.shutdown()
 
 
 @contextmanager
