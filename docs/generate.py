@@ -7,6 +7,7 @@ from typing import Any
 
 from cluster.schema import GENERATIONS, LIKELIHOODS, PROMPTS, Column
 from jobs.spec import json_schema
+from jobs.summary import columns_markdown
 
 HERE = Path(__file__).parent
 
@@ -63,7 +64,7 @@ def _keys(title: str, schema: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-PAGES = {"results.md": results_page, "spec.md": spec_page}
+PAGES = {"results.md": results_page, "spec.md": spec_page, "summary.md": columns_markdown}
 
 
 def main() -> None:
