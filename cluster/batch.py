@@ -2,47 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 import torch
 
-from cluster.completion import NO_KV, Completion, Request
-from cluster.sampling import stream_key
+from cluster.completion import Completion, Request, add_byte_seconds
+from cluster.sequence import Sequence
 from optim.cache import KVAccounts
-from optim.errors import SequenceError
+from optim.errors import NoRoomError, SequenceError
+from optim.prefix import Prefix
 
 if TYPE_CHECKING:
     from cluster.engine import Engine
-
-
-class Sequence:
-    """A request while it holds a slot."""
-
-    def __init__(self, request: Request, ids: list[int], limit: int | None, start: float) -> None:
-        self.request = request
-        self.prompt_ids = ids
-        self.num_prefilled = 0
-        self.stream = stream_key(request.seed, request.prompt_id)
-        self.budget = request.params.max_new_tokens
-        self.room = math.inf if limit is None else limit - len(ids)
-        self.start = start
-        self.result = Completion(request, prompt_tokens=len(ids), started_at=datetime.now(UTC))
-        self.result.kv = NO_KV
-        self.last_token = 0
-
-    @property
-    def spent(self) -> int:
-        return self.result.base_tokens_spent
-
-    def note_kv(self, now: KVAccounts) -> None:
-        peak = self.result.kv
-        assert peak is not None
-        self.result.kv = KVAccounts(*map(max, peak, now))
 
 
 class Batch:
@@ -52,18 +26,26 @@ class Batch:
         self.engine = engine
         self.submitted = perf_counter()
         self.failed: list[Completion] = []
+        self.prefixes = engine.prefixes
         self.queue = deque(self._encoded(requests))
+        self.preempted: deque[Sequence] = deque()  # to be run again before the queue
         self.cache = engine.new_cache(self._longest())
         self.active: list[Sequence] = []  # slot i holds active[i]
         self.filling: Sequence | None = None  # under prefill, in slot len(active)
+        self.is_full = False
+        """Memory was short: nobody is let in before somebody has left."""
         self.last = perf_counter()
 
     def _encoded(self, requests: Iterable[Request]) -> Iterator[tuple[Request, list[int]]]:
         for request in requests:
             try:
-                yield request, self.engine.encode(request)
+                ids = self.engine.encode(request)
             except SequenceError as error:
                 self.failed.append(Completion(request, error=str(error)))
+                continue
+            if self.prefixes is not None:
+                self.prefixes.announce(ids)
+            yield request, ids
 
     def _longest(self) -> int:
         """Tokens of the longest sequence that can come of these requests: a static cache's size."""
@@ -74,8 +56,8 @@ class Batch:
     def run(self) -> Iterator[Completion]:
         yield from self.failed
         whole = self.engine.prefill_chunk is None
-        while self.queue or self.active or self.filling:
-            while len(self.active) < self.engine.batch_size and (self.queue or self.filling):
+        while self.is_waiting or self.active or self.filling:
+            while self._may_prefill():
                 done = self._advance_prefill()
                 if done is not None:
                     yield done
@@ -83,57 +65,117 @@ class Batch:
                     break  # one chunk, then a step for those that wait
             if self.active:
                 yield from self._decode_step()
+        self.cache.discard()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a sequence waits for a slot."""
+        return bool(self.queue or self.preempted)
+
+    def _may_prefill(self) -> bool:
+        if self.filling is not None:
+            return True
+        has_slot = len(self.active) < self.engine.batch_size
+        return has_slot and self.is_waiting and not (self.is_full and self.active)
+
+    def _next(self) -> Sequence:
+        """The sequence whose turn it is."""
+        started = perf_counter()
+        if self.preempted:
+            sequence = self.preempted.popleft()
+            if sequence.result.num_preemptions:
+                return sequence
+            sequence.start = sequence.last_seen = started
+        else:
+            request, ids = self.queue.popleft()
+            sequence = Sequence(request, ids, self.engine.max_length, started)
+        sequence.result.queue_s = started - self.submitted
+        return sequence
 
     def _advance_prefill(self) -> Completion | None:
         """Run one chunk of the next prompt; returns a completion where one is over already."""
         slot = len(self.active)
         if self.filling is None:
-            request, ids = self.queue.popleft()
-            started = perf_counter()
-            self.filling = Sequence(request, ids, self.engine.max_length, started)
-            self.filling.result.queue_s = started - self.submitted
+            self.filling = self._next()
         sequence = self.filling
         try:
-            token = self._prefill_chunk(sequence, slot)
+            token = self._first_token(sequence, slot)
         except (torch.OutOfMemoryError, MemoryError, SequenceError) as error:
-            self.engine.fail(sequence, f"{type(error).__name__}: {error}")
             self._end_prefill(slot)
+            if self.active and isinstance(error, torch.OutOfMemoryError | NoRoomError):
+                # It is tried again when somebody has left; alone, it can never run.
+                self._wait(sequence)
+                return None
+            self._arrived(sequence)
+            self.engine.fail(sequence, f"{type(error).__name__}: {error}")
             return sequence.result
         if token is None:
             return None
         now = self._tick(is_prefill=True)
-        sequence.note_kv(self.cache.accounts(slot))
+        sequence.note_kv(self.cache.accounts(slot), now)
         self.filling = None
         if self.engine.accept(sequence, token, now):
+            self._arrived(sequence)
+            self._audit_if_last(len(self.active))
             self.cache.release(slot)
+            self.is_full = False
             return sequence.result
         self.active.append(sequence)
+        self._arrived(sequence)
         return None
+
+    def _first_token(self, sequence: Sequence, slot: int) -> int | None:
+        """The first token where the prompt is through, else None; forked where it can be."""
+        if sequence.num_prefilled or self.prefixes is None:
+            return self._prefill_chunk(sequence, slot)
+        prefix = self.prefixes.find(sequence.prompt_ids)
+        if prefix is None:
+            return self._prefill_chunk(sequence, slot)
+        return self._fork(sequence, slot, prefix)
+
+    def _fork(self, sequence: Sequence, slot: int, prefix: Prefix) -> int:
+        sequence.result.prefill_shared = self.cache.fork(slot, prefix)
+        sequence.num_prefilled = prefix.num_tokens
+        assert prefix.logits_1V is not None
+        return self.engine.choose(prefix.logits_1V, [sequence])[0]
+
+    def _arrived(self, sequence: Sequence) -> None:
+        if self.prefixes is not None and not sequence.has_prompt:
+            self.prefixes.arrived(sequence.prompt_ids)
+        sequence.has_prompt = True
+
+    def _wait(self, sequence: Sequence) -> None:
+        """Set a sequence aside for want of memory, until another one has ended."""
+        self.is_full = True
+        if sequence.result.ids or sequence.num_prefilled:
+            sequence.restart()
+        self.preempted.appendleft(sequence)
 
     def _prefill_chunk(self, sequence: Sequence, slot: int) -> int | None:
         """The first token where the prompt is through, else None."""
         start = sequence.num_prefilled
         chunk = sequence.prompt_ids[start:][: self.engine.prefill_chunk]
-        inputs = torch.tensor([chunk], device=self.engine.lm.device)
-        with self.cache.prefill(slot, len(chunk)) as step:
-            logits = self.engine.forward(
-                input_ids=inputs,
-                past_key_values=step.cache,
-                attention_mask=step.attention_mask,
-                position_ids=step.position_ids,
-            )
+        logits = self.engine.prefill(self.cache, slot, chunk)
         sequence.num_prefilled += len(chunk)
         if sequence.num_prefilled < len(sequence.prompt_ids):
-            self._tick(is_prefill=True)
+            sequence.note_kv(self.cache.accounts(slot), self._tick(is_prefill=True))
             return None
-        return self.engine.choose(logits, [sequence])[0]
+        token = self.engine.choose(logits, [sequence])[0]
+        if self.prefixes is not None:
+            prefix = self.prefixes.offer(sequence.prompt_ids, self.cache, slot)
+            if prefix is not None:
+                prefix.logits_1V = logits.clone()
+        return token
 
     def _end_prefill(self, slot: int) -> None:
         self.filling = None
         self.cache.release(slot)
 
     def _decode_step(self) -> Iterator[Completion]:
+        yield from self._make_room()
         active, engine = self.active, self.engine
+        if not active:
+            return
         inputs = torch.tensor([[s.last_token] for s in active], device=engine.lm.device)
         with self.cache.decode(len(active)) as step:
             logits = engine.forward(
@@ -146,15 +188,41 @@ class Batch:
         now = self._tick(is_prefill=False)
         finished = []
         for slot, (sequence, token) in enumerate(zip(active, tokens, strict=True)):
-            sequence.note_kv(self.cache.accounts(slot))
+            sequence.note_kv(self.cache.accounts(slot), now)
             if engine.accept(sequence, token, now):
                 finished.append(slot)
         for slot in reversed(finished):
             yield self._vacate(slot)
 
+    def _make_room(self) -> Iterator[Completion]:
+        """Preempt the last sequences until the others can take one token more.
+
+        They run again later, from the start: their noise is the same. One that is alone fails.
+        """
+        while self.active and (problems := self.cache.without_room(len(self.active))):
+            last = len(self.active) - 1
+            if self.filling is not None:
+                sequence = self.filling
+                self._end_prefill(last + 1)
+                self._wait(sequence)
+            elif last:
+                sequence = self.active[last]
+                self._leave(last)
+                self._wait(sequence)
+            else:
+                self.engine.fail(self.active[last], problems[last])
+                yield self._vacate(last)
+
     def _vacate(self, slot: int) -> Completion:
-        """Free a slot and close the hole, so that active slots stay a prefix."""
+        """Free a finished sequence's slot."""
         result = self.active[slot].result
+        self._audit_if_last(len(self.active) - 1)
+        self._leave(slot)
+        self.is_full = False
+        return result
+
+    def _leave(self, slot: int) -> None:
+        """Free a slot and close the hole, so that active slots stay a prefix."""
         last = len(self.active) - 1
         self.cache.release(slot)
         if slot != last:
@@ -163,7 +231,14 @@ class Batch:
         self.active.pop()
         if self.filling is not None:
             self.cache.move(last + 1, last)
-        return result
+
+    def _audit_if_last(self, num_others: int) -> None:
+        """Check the cache's books once, when nobody's time is taken any more."""
+        if num_others or self.is_waiting or self.filling is not None:
+            return
+        start = perf_counter()
+        self.engine.stats.kv_audit = self.cache.audit()
+        self.engine.stats.audit_s += perf_counter() - start
 
     def _tick(self, *, is_prefill: bool) -> float:
         """Charge the time since the last tick; called when the device's work is complete."""
@@ -171,9 +246,14 @@ class Batch:
         stats, spent = self.engine.stats, now - self.last
         self.last = now
         held = self.cache.accounts()
+        if self.prefixes is not None:
+            waiting = self.prefixes.unmapped_bytes
+            held = held._replace(
+                committed_bytes=held.committed_bytes + waiting,
+                reserved_bytes=held.reserved_bytes + waiting,
+            )
         stats.kv_peak = KVAccounts(*map(max, stats.kv_peak, held))
-        stats.kv_used_byte_s += held.used_bytes * spent
-        stats.kv_committed_byte_s += held.committed_bytes * spent
+        stats.kv_byte_s = add_byte_seconds(stats.kv_byte_s, held, spent)
         if is_prefill:
             stats.prefill_s += spent
         else:

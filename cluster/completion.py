@@ -4,12 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
 
 from cluster.sampling import SamplingParams
 from optim.cache import KVAccounts
+from optim.prefix import Sharing
 
 GREEDY = SamplingParams()
 NO_KV = KVAccounts(0, 0, 0)
+
+
+class ByteSeconds(NamedTuple):
+    """Time integrals of `KVAccounts`."""
+
+    used: float = 0.0
+    committed: float = 0.0
+    reserved: float = 0.0
+
+
+NO_BYTE_SECONDS = ByteSeconds()
+
+
+def add_byte_seconds(total: ByteSeconds, held: KVAccounts, spent_s: float) -> ByteSeconds:
+    """`total` and what was held for so long."""
+    return ByteSeconds(*(t + bytes_ * spent_s for t, bytes_ in zip(total, held, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -45,6 +63,12 @@ class Completion:
     """Each token's time after the start of the prefill."""
     kv: KVAccounts | None = None
     """Bytes held for the sequence, each at its peak."""
+    kv_byte_s: ByteSeconds = NO_BYTE_SECONDS
+    """The same over time, from its start to its last token."""
+    prefill_shared: Sharing | None = None
+    """How it got a prompt that another request had prefilled; None where it prefilled its own."""
+    num_preemptions: int = 0
+    """Times that it was begun again because memory was short; its clock ran on."""
 
     @property
     def tpot_s(self) -> float | None:
@@ -73,5 +97,8 @@ class EngineStats:
     prefill_s: float = 0.0
     decode_s: float = 0.0
     kv_peak: KVAccounts = NO_KV
-    kv_used_byte_s: float = 0.0
-    kv_committed_byte_s: float = 0.0
+    kv_byte_s: ByteSeconds = NO_BYTE_SECONDS
+    kv_audit: tuple[int, int] | None = None
+    """(by the books, by the system) bytes at the end of the last call, where a cache can tell."""
+    audit_s: float = 0.0
+    """Spent on that; part of no other time."""

@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cluster.batch import Batch, Sequence
+from cluster.batch import Batch
 from cluster.completion import Completion, EngineStats, Request, Score
+from cluster.prefixes import PrefixStore
 from cluster.sampling import Sampler, step_key
+from cluster.sequence import Sequence
 from optim.cache import CacheFactory, SlotCache
 from optim.errors import SequenceError
 from optim.model import LanguageModel
@@ -28,7 +30,7 @@ class Engine:
 
     `batch_size` is the number of slots; `prefill_chunk` the tokens per prefill step, None for whole
     prompts. `max_length` bounds a sequence (prompt and completion); None is the model's context
-    length.
+    length. With `prefixes`, requests with equal prompts are prefilled once.
     """
 
     def __init__(
@@ -39,8 +41,10 @@ class Engine:
         cache: CacheFactory | None = None,
         prefill_chunk: int | None = None,
         max_length: int | None = None,
+        prefixes: PrefixStore | None = None,
     ) -> None:
         self.lm = lm
+        self.prefixes = prefixes
         self.batch_size = batch_size
         self.prefill_chunk = prefill_chunk
         lengths = [n for n in (max_length, lm.context_length) if n is not None]
@@ -62,6 +66,53 @@ class Engine:
         A request that cannot run (too long, no tokens, not finite) yields one with `error` set.
         """
         return Batch(self, requests).run()
+
+    def share(self, requests: Iterable[Request]) -> None:
+        """Prefill the requests' prompts into `prefixes` now, and outside everybody's time.
+
+        A prompt that cannot be encoded, or that memory is too short for, is left to `generate`.
+        """
+        assert self.prefixes is not None, "there is nowhere to put them"
+        prompts: dict[tuple[int, ...], None] = {}
+        for request in requests:
+            try:
+                prompts[tuple(self.encode(request))] = None
+            except SequenceError:
+                continue
+        longest = max(map(len, prompts), default=1)
+        cache: SlotCache = self.lm.cache(self._cache_factory, 1, longest)
+        for ids in prompts:
+            self.prefixes.announce(ids)
+            try:
+                self._share_one(list(ids), cache)
+            except (torch.OutOfMemoryError, SequenceError):
+                cache.release(0)
+            self.prefixes.arrived(ids)
+        cache.discard()
+
+    def _share_one(self, ids: list[int], cache: SlotCache) -> None:
+        assert self.prefixes is not None
+        if prefix := self.prefixes.find(ids):
+            cache.adopt(prefix)
+            return
+        if self.prefixes.is_full:
+            return
+        for start in range(0, len(ids), self.prefill_chunk or len(ids)):
+            logits = self.prefill(cache, 0, ids[start:][: self.prefill_chunk])
+        if prefix := self.prefixes.offer(ids, cache, 0):
+            prefix.logits_1V = logits.clone()
+        cache.release(0)
+
+    def prefill(self, cache: SlotCache, slot: int, ids: list[int]) -> Tensor:
+        """Append tokens to a slot; the logits [1, V] after the last."""
+        inputs = torch.tensor([ids], device=self.lm.device)
+        with cache.prefill(slot, len(ids)) as step:
+            return self.forward(
+                input_ids=inputs,
+                past_key_values=step.cache,
+                attention_mask=step.attention_mask,
+                position_ids=step.position_ids,
+            )
 
     def encode(self, request: Request) -> list[int]:
         """Token ids of a prompt; SequenceError where there are none or too many."""
@@ -128,8 +179,12 @@ class Engine:
         return True
 
     def fail(self, sequence: Sequence, error: str) -> bool:
+        old = sequence.result
         sequence.result = Completion(
-            sequence.request, error=error, started_at=sequence.result.started_at
+            sequence.request,
+            error=error,
+            started_at=old.started_at,
+            num_preemptions=old.num_preemptions,
         )
         return True
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 SCHEMA_VERSION = 1
 """Version of the result files; part of every cell key, so files of two versions never mix."""
+
+SharePrompts = Literal["none", "seeds", "configurations"]
 
 Kind = Literal["generations", "likelihoods"]
 """What a cell produces; also the name of the folder that its part lies in."""
@@ -124,7 +126,8 @@ class Cell(Frozen):
 
 
 class Block(Frozen):
-    """The cells of one (dataset, shard, seed) under all configurations.
+    """The cells of one (dataset, shard, seed) under all configurations; of all seeds where those
+    share prompts.
 
     One worker runs them back to back, in an order drawn at random, so that drift of the machine
     meets every configuration alike.
@@ -135,6 +138,7 @@ class Block(Frozen):
     dataset: str
     shard: int
     seed: int | None
+    """None for all seeds, and for likelihoods."""
     cells: tuple[Cell, ...]
 
 
@@ -159,6 +163,9 @@ class Plan(Frozen):
     generation: Generation
     likelihoods: bool = True
     """Whether targets are scored by the model (bits per byte, multiple choice)."""
+    share_prompts: SharePrompts = "none"
+    """Who shares a prompt that was prefilled once: nobody, the seeds of a configuration, or all
+    configurations of equal weights as well."""
     workers: WorkerResources = WorkerResources()
     shuffle_seed: int = 0
 
@@ -171,21 +178,22 @@ class Plan(Frozen):
     def blocks(self) -> Iterator[Block]:
         """Every block of the trial in canonical order (the scheduler shuffles)."""
         index = 0
-        for seed in self.seeds:
+        together = self.share_prompts != "none"
+        for seeds in [self.seeds] if together else [(seed,) for seed in self.seeds]:
             for dataset in self.datasets:
                 for shard in range(dataset.num_shards):
-                    yield self._block(index, "generations", dataset, shard, seed)
+                    yield self._block(index, "generations", dataset, shard, seeds)
                     index += 1
         if not self.likelihoods:
             return
         for dataset in self.datasets:
             if dataset.has_targets:
                 for shard in range(dataset.num_shards):
-                    yield self._block(index, "likelihoods", dataset, shard, None)
+                    yield self._block(index, "likelihoods", dataset, shard, (None,))
                     index += 1
 
     def _block(
-        self, index: int, kind: Kind, dataset: Dataset, shard: int, seed: int | None
+        self, index: int, kind: Kind, dataset: Dataset, shard: int, seeds: Sequence[int | None]
     ) -> Block:
         start, stop = dataset.rows(shard)
         cells = tuple(
@@ -200,9 +208,11 @@ class Plan(Frozen):
                 stop=stop,
             )
             for c in self.configurations
+            for seed in seeds
         )
+        only = seeds[0] if len(seeds) == 1 else None
         return Block(
-            index=index, kind=kind, dataset=dataset.name, shard=shard, seed=seed, cells=cells
+            index=index, kind=kind, dataset=dataset.name, shard=shard, seed=only, cells=cells
         )
 
 

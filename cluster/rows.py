@@ -68,6 +68,8 @@ def generation_row(
         "ttft_s": completion.ttft_s,
         "tpot_s": completion.tpot_s,
         "e2e_s": completion.e2e_s,
+        "prefill_shared": completion.prefill_shared,
+        "num_preemptions": completion.num_preemptions,
         "completion_text": text,
     }
     if completion.kv is not None:
@@ -75,6 +77,9 @@ def generation_row(
             "kv_used_bytes": completion.kv.used_bytes,
             "kv_committed_bytes": completion.kv.committed_bytes,
             "kv_reserved_bytes": completion.kv.reserved_bytes,
+            "kv_used_byte_s": completion.kv_byte_s.used,
+            "kv_committed_byte_s": completion.kv_byte_s.committed,
+            "kv_reserved_byte_s": completion.kv_byte_s.reserved,
         }
     if token_times:
         row["token_times_s"] = completion.token_times_s

@@ -77,6 +77,20 @@ GENERATIONS = [
     Column("kv_used_bytes", INT, "live tokens x bytes per token, at the sequence's peak"),
     Column("kv_committed_bytes", INT, "physical KV bytes held for the sequence, at its peak"),
     Column("kv_reserved_bytes", INT, "KV address space held for the sequence, at its peak"),
+    Column("kv_used_byte_s", FLOAT, "used KV bytes over time, from its start to its last token"),
+    Column("kv_committed_byte_s", FLOAT, "the same of committed bytes"),
+    Column("kv_reserved_byte_s", FLOAT, "the same of reserved bytes"),
+    Column(
+        "prefill_shared",
+        TEXT,
+        "how the sequence got a prompt that was prefilled before: mapped (it shares memory) or "
+        "copied; its ttft_s is then that of the fork. Null where it prefilled its own",
+    ),
+    Column(
+        "num_preemptions",
+        pa.int32(),
+        "times that it was begun again for want of memory; its times run on",
+    ),
     Column("completion_text", TEXT, "what was generated, without end token and stop string", True),
     Column("completion_ids", pa.list_(pa.int32()), "generated ids, where the spec asks", True),
     *_CIRCUMSTANCES,

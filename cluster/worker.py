@@ -11,17 +11,20 @@ import random
 import socket
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from time import perf_counter
 from typing import Any
 
+import psutil
 import ray
 import torch
 
-from cluster.completion import Request
+from cluster.arm import Arm, make_arm
+from cluster.completion import Completion, Request
 from cluster.engine import Engine
-from cluster.plan import Block, Cell, Configuration, Plan
+from cluster.plan import Block, Cell, Plan
+from cluster.prefixes import PrefixStore
 from cluster.results import Results
 from cluster.rows import (
     Circumstances,
@@ -31,23 +34,9 @@ from cluster.rows import (
     likelihood_row,
 )
 from cluster.sampling import SamplingParams
-from optim.cache import cache_factory
 from optim.errors import SequenceError
-from optim.model import LanguageModel, load, weight_bytes
+from optim.model import LanguageModel, load
 from optim.registry import apply_all, optimization
-
-WARMUP_PROMPT, WARMUP_TOKENS = "The quick brown fox jumps over the lazy dog. " * 4, 8
-
-
-@dataclass
-class Arm:
-    """One configuration, ready to run."""
-
-    configuration: Configuration
-    engine: Engine
-    weight_bytes_shared: int
-    weight_bytes_private: int
-    is_warm: bool = False
 
 
 class Worker:
@@ -62,6 +51,7 @@ class Worker:
         self.base_tokenizer: Any = None
         self.device = "cpu"
         self._prompts: dict[str, list[dict[str, Any]]] | None = None
+        self._prefixes: dict[str, PrefixStore] = {}  # of the block, by `Arm.prefill`
         self._use_own_resources()
 
     def _use_own_resources(self) -> None:
@@ -94,39 +84,42 @@ class Worker:
             if key not in models:
                 chosen = [optimization(o.name, o.settings) for o in configuration.optimizations]
                 models[key] = apply_all(base, chosen)
-            self.arms[configuration.name] = self._arm(configuration, models[key], base)
+            self.arms[configuration.name] = make_arm(configuration, models[key], base)
         for arm in self.arms.values():
-            self._warm_up(arm)
+            arm.warm_up()
         return {"device": self.device, "node": self.node, "threads": torch.get_num_threads()}
-
-    def _arm(self, configuration: Configuration, lm: LanguageModel, base: LanguageModel) -> Arm:
-        engine = Engine(
-            lm,
-            batch_size=configuration.batch_size,
-            cache=cache_factory(configuration.cache),
-            prefill_chunk=configuration.prefill_chunk,
-        )
-        shared, private = weight_bytes(lm.model, base.model)
-        return Arm(configuration, engine, shared, private)
-
-    def _warm_up(self, arm: Arm) -> None:
-        params = SamplingParams(max_new_tokens=WARMUP_TOKENS)
-        count = 2 * arm.configuration.batch_size
-        requests = [Request(str(i), WARMUP_PROMPT, params) for i in range(count)]
-        arm.is_warm = all(c.error is None for c in arm.engine.generate(requests))
 
     def run(self, block: str, keys: Sequence[str]) -> list[dict[str, Any]]:
         """Run the cells of a block whose keys are given, in random order; returns receipts."""
         todo = Block.model_validate_json(block)
-        cells = [cell for cell in todo.cells if cell.key in set(keys)]
-        random.Random(f"{self.plan.shuffle_seed}:{todo.index}").shuffle(cells)
+        groups = self._groups(todo, set(keys))
+        random.Random(f"{self.plan.shuffle_seed}:{todo.index}").shuffle(groups)
         attempt = uuid.uuid4().hex[:12]
-        return [
-            self._run_cell(cell, order, attempt, todo.index) for order, cell in enumerate(cells)
-        ]
+        receipts = []
+        for order, cells in enumerate(groups):
+            receipts += self._run_group(cells, order, attempt, todo)
+        for store in self._prefixes.values():
+            store.clear()
+        self._prefixes.clear()
+        return [receipt for receipt in receipts if receipt["key"] in set(keys)]
 
-    def _run_cell(self, cell: Cell, order: int, attempt: str, block: int) -> dict[str, Any]:
-        arm = self.arms[cell.configuration]
+    def _groups(self, block: Block, keys: set[str]) -> list[list[Cell]]:
+        """The cells that one call of an engine runs together.
+
+        One each, or all seeds of a configuration where they share prompts; then all of them again
+        where one is missing, since what runs beside a sequence can change its last bits.
+        """
+        if block.kind != "generations" or self.plan.share_prompts == "none":
+            return [[cell] for cell in block.cells if cell.key in keys]
+        groups: dict[str, list[Cell]] = {}
+        for cell in block.cells:
+            groups.setdefault(cell.configuration, []).append(cell)
+        return [cells for cells in groups.values() if keys & {cell.key for cell in cells}]
+
+    def _run_group(
+        self, cells: list[Cell], order: int, attempt: str, block: Block
+    ) -> list[dict[str, Any]]:
+        arm = self.arms[cells[0].configuration]
         around = Circumstances(
             run_id=self.plan.run_id,
             attempt=attempt,
@@ -140,46 +133,71 @@ class Worker:
         started_at, load_average = datetime.now(UTC), os.getloadavg()[0]
         arm.engine.reset_stats()
         start = perf_counter()
-        if cell.kind == "generations":
-            rows, wall_s = self._generate(cell, arm, around)
+        if block.kind == "generations":
+            rows, wall_s, prefix_s = self._generate(cells, arm, around)
         else:
-            rows = self._score(cell, arm, around)
-            wall_s = perf_counter() - start
-        facts = cell_facts(cell, rows, around) | {
-            "block": block,
+            rows = [self._score(cell, arm, around) for cell in cells]
+            wall_s, prefix_s = perf_counter() - start, 0.0
+        common = {
+            "block": block.index,
             "round": 0,
-            "wall_s": wall_s,
+            "joint_cells": len(cells),
+            "wall_s": wall_s / len(cells),
+            "prefix_s": prefix_s / len(cells),
             "started_at": started_at.isoformat(),
             "load_average": load_average,
             "threads": torch.get_num_threads(),
-            **self._memory(arm),
+            **arm.memory_facts(len(cells)),
         }
-        return asdict(self.results.commit(cell, rows, facts))
+        return [
+            asdict(self.results.commit(cell, own, cell_facts(cell, own, around) | common))
+            for cell, own in zip(cells, rows, strict=True)
+        ]
 
-    def _memory(self, arm: Arm) -> dict[str, Any]:
-        stats = arm.engine.stats
-        on_gpu = self.device != "cpu"
-        peak = torch.cuda.max_memory_allocated() if on_gpu else None
-        if on_gpu:
-            torch.cuda.reset_peak_memory_stats()
-        return {
-            "num_steps": stats.num_steps,
-            "prefill_s": stats.prefill_s,
-            "decode_s": stats.decode_s,
-            "weight_bytes_shared": arm.weight_bytes_shared,
-            "weight_bytes_private": arm.weight_bytes_private,
-            "kv_used_peak_bytes": stats.kv_peak.used_bytes,
-            "kv_committed_peak_bytes": stats.kv_peak.committed_bytes,
-            "kv_reserved_peak_bytes": stats.kv_peak.reserved_bytes,
-            "kv_used_byte_s": stats.kv_used_byte_s,
-            "kv_committed_byte_s": stats.kv_committed_byte_s,
-            "device_peak_bytes": peak,
-        }
+    def _prefix_store(self, arm: Arm) -> PrefixStore | None:
+        """Where a call of the arm finds prompts that were prefilled before."""
+        if self.plan.share_prompts == "none":
+            return None
+        if self.plan.share_prompts == "seeds":
+            return PrefixStore()
+        if arm.prefill not in self._prefixes:
+            self._prefixes[arm.prefill] = PrefixStore(keeps=True, max_bytes=self._prefix_bytes())
+        return self._prefixes[arm.prefill]
+
+    def _prefix_bytes(self) -> int:
+        """A quarter of what is free, for all workers that may share the machine."""
+        if self.device != "cpu":
+            return int(torch.cuda.mem_get_info()[0]) // 4
+        return int(psutil.virtual_memory().available) // (4 * self.plan.workers.count)
 
     def _generate(
-        self, cell: Cell, arm: Arm, around: Circumstances
-    ) -> tuple[list[Mapping[str, Any]], float]:
-        """Rows in the order of the prompts, and the seconds that the engine took."""
+        self, cells: list[Cell], arm: Arm, around: Circumstances
+    ) -> tuple[list[list[Mapping[str, Any]]], float, float]:
+        """Each cell's rows in the order of the prompts; seconds of the call, and of prefixes."""
+        prompts = self._rows(cells[0])
+        requests = [self._request(p, cell) for p in prompts if p["error"] is None for cell in cells]
+        engine = arm.engine
+        engine.prefixes = self._prefix_store(arm)
+        prefix_s = self._share(engine, requests)
+        start = perf_counter()
+        completions = list(engine.generate(requests))
+        wall_s = perf_counter() - start - engine.stats.audit_s
+        made = {(c.request.seed, c.request.prompt_id): c for c in completions}
+        rows = [[self._row(p, cell, made, around) for p in prompts] for cell in cells]
+        return rows, wall_s, prefix_s
+
+    def _share(self, engine: Engine, requests: list[Request]) -> float:
+        """Prefill what all configurations share; seconds that it took."""
+        if engine.prefixes is None:
+            return 0.0
+        engine.prefixes.num_prefills = 0
+        if self.plan.share_prompts != "configurations":
+            return 0.0
+        start = perf_counter()
+        engine.share(requests)
+        return perf_counter() - start
+
+    def _request(self, prompt: Mapping[str, Any], cell: Cell) -> Request:
         generation = self.plan.generation
         params = SamplingParams(
             temperature=generation.temperature,
@@ -188,31 +206,27 @@ class Worker:
             max_new_tokens=generation.max_new_tokens,
             stop=generation.stop,
         )
-        prompts = self._rows(cell)
-        rows = {
-            p["row"]: failed_row(cell, p["prompt_id"], p["error"], around)
-            for p in prompts
-            if p["error"] is not None
-        }
-        places = {p["prompt_id"]: p["row"] for p in prompts}
-        requests = [
-            Request(p["prompt_id"], p["prompt"], params, cell.seed or 0, p["is_chat"])
-            for p in prompts
-            if p["error"] is None
-        ]
-        start = perf_counter()
-        completions = list(arm.engine.generate(requests))
-        wall_s = perf_counter() - start
-        for completion in completions:
-            rows[places[completion.request.prompt_id]] = generation_row(
-                cell,
-                completion,
-                around,
-                self.base_tokenizer,
-                token_times=generation.token_times,
-                completion_ids=generation.completion_ids,
-            )
-        return [rows[place] for place in sorted(rows)], wall_s
+        return Request(
+            prompt["prompt_id"], prompt["prompt"], params, cell.seed or 0, prompt["is_chat"]
+        )
+
+    def _row(
+        self,
+        prompt: Mapping[str, Any],
+        cell: Cell,
+        made: Mapping[tuple[int, str], Completion],
+        around: Circumstances,
+    ) -> Mapping[str, Any]:
+        if prompt["error"] is not None:
+            return failed_row(cell, prompt["prompt_id"], prompt["error"], around)
+        return generation_row(
+            cell,
+            made[cell.seed or 0, prompt["prompt_id"]],
+            around,
+            self.base_tokenizer,
+            token_times=self.plan.generation.token_times,
+            completion_ids=self.plan.generation.completion_ids,
+        )
 
     def _score(self, cell: Cell, arm: Arm, around: Circumstances) -> list[Mapping[str, Any]]:
         rows: list[Mapping[str, Any]] = []

@@ -36,7 +36,9 @@ def make_plan(spec: TrialSpec, spec_path: str | Path) -> tuple[Plan, list[dict[s
     configurations = _configurations(spec, spec_path)
     model = _model(spec)
     generation = Generation(**spec.generation.model_dump())
-    configurations = tuple(_fingerprinted(c, model, generation) for c in configurations)
+    configurations = tuple(
+        _fingerprinted(c, model, generation, spec.share_prompts) for c in configurations
+    )
     datasets, rows = _datasets(spec, model)
     identity = {
         "code": _code_version(),
@@ -47,6 +49,7 @@ def make_plan(spec: TrialSpec, spec_path: str | Path) -> tuple[Plan, list[dict[s
         "seeds": spec.seeds,
         "generation": generation.model_dump(mode="json"),
         "likelihoods": spec.likelihoods,
+        "share_prompts": spec.share_prompts,
     }
     plan = Plan(
         run_id=digest(identity)[:12],
@@ -57,6 +60,7 @@ def make_plan(spec: TrialSpec, spec_path: str | Path) -> tuple[Plan, list[dict[s
         seeds=spec.seeds,
         generation=generation,
         likelihoods=spec.likelihoods,
+        share_prompts=spec.share_prompts,
         workers=WorkerResources(**spec.workers.model_dump()),
         shuffle_seed=spec.shuffle_seed,
     )
@@ -85,7 +89,14 @@ def _configurations(spec: TrialSpec, spec_path: str | Path) -> tuple[Configurati
         for configuration in configurations:
             cache_factory(configuration.cache)
             for chosen in configuration.optimizations:
-                optimization(chosen.name, chosen.settings)
+                made = optimization(chosen.name, chosen.settings)
+                if made.stage == "cache" and configuration.cache != "dynamic":
+                    raise InputError(
+                        f"`{configuration.name}` has `cache: {configuration.cache}`, and "
+                        f"{chosen.name} brings a cache of its own",
+                        field="configurations" if spec.configurations else "factors",
+                        mend="Leave `cache` out there, and compare with `vs`",
+                    )
     except InputError as error:
         if error.source is not None:
             raise
@@ -129,7 +140,7 @@ def _code_version() -> list[object]:
 
 
 def _fingerprinted(
-    configuration: Configuration, model: ModelSource, generation: Generation
+    configuration: Configuration, model: ModelSource, generation: Generation, share_prompts: str
 ) -> Configuration:
     # What it is compared with decides nothing that is generated. Its name does: rows carry it.
     own = configuration.model_dump(
@@ -140,6 +151,8 @@ def _fingerprinted(
         "model": _model_identity(model),
         "configuration": own,
         "generation": generation.model_dump(mode="json"),
+        # Sequences that run beside each other can change each other's last bits.
+        "share_prompts": share_prompts,
     }
     return configuration.model_copy(update={"fingerprint": digest(identity)})
 

@@ -262,6 +262,10 @@ class TrialSpec(_Spec):
     """How many workers, and what each one is given."""
     output: Text
     """Folder of the results, or an s3:// or gs:// address."""
+    share_prompts: Literal["none", "seeds", "configurations"] = "none"
+    """Prefill a prompt once and share it: not at all; among the `seeds` of a configuration, which
+    then run at once; or among all `configurations` of equal weights too, before anybody's time
+    counts. Rows say so in `prefill_shared`, and their time to first token is that of the fork."""
     baseline_check: Flag = True
     """Run every baseline twice (`NAME.repeat`), to see what a difference of nothing looks like."""
     likelihoods: Flag = True

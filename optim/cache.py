@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from optim.errors import InputError
+from optim.prefix import Prefix, Sharing
 from optim.slot_layers import (
     DynamicLayerSlots,
     Rows,
@@ -114,8 +115,20 @@ class SlotCache(ABC):
         """A full-attention layer in this cache's memory."""
 
     @abstractmethod
-    def full_columns(self, slot: int | None) -> tuple[int, int]:
-        """(committed, reserved) token columns of the full-attention layers, of one slot or all."""
+    def full_bytes(self, slot: int | None) -> tuple[int, int]:
+        """(committed, reserved) bytes of the full-attention layers, of one slot or all."""
+
+    @property
+    def full_bytes_per_token(self) -> int:
+        """Of one token's keys and values in the full-attention layers."""
+        return sum(layer.bytes_per_token for layer in self.layers if not layer.is_sliding)
+
+    def without_room(self, num_active: int) -> dict[int, str]:
+        """Which of the slots 0..num_active-1 cannot take one token more, and why.
+
+        To be asked before `decode`, which raises where there is such a slot.
+        """
+        return {}
 
     @contextmanager
     def prefill(self, slot: int, num_tokens: int) -> Iterator[Step]:
@@ -152,10 +165,51 @@ class SlotCache(ABC):
         self.lengths[dst] = self.lengths[src]
         self.release(src)
 
+    @torch.inference_mode()
+    def freeze(self, slot: int) -> Prefix:
+        """What a slot holds after its prefill, for `fork` to give to others; the slot goes on.
+
+        Raises SequenceError where there is no memory for it; the slot goes on all the same.
+        """
+        length = self.lengths[slot]
+        return Prefix(length, [layer.snapshot(slot, length) for layer in self.layers])
+
+    @torch.inference_mode()
+    def fork(self, slot: int, prefix: Prefix) -> Sharing:
+        """Fill a free slot with a prompt, as its own prefill would have, bit for bit.
+
+        Raises SequenceError where there is no memory for it.
+        """
+        for layer, (key, value) in zip(self.layers, prefix.states, strict=True):
+            layer.restore(slot, key, value)
+        self.lengths[slot] = prefix.num_tokens
+        return "copied"
+
+    def adopt(self, prefix: Prefix) -> None:
+        """Bring a prompt into memory that slots of caches like this one can share, if it is not.
+
+        Raises SequenceError where there is no memory for it.
+        """
+        return
+
+    def discard(self) -> None:
+        """Give all memory back now rather than with the last reference; unusable afterwards."""
+        self.layers.clear()
+
+    def audit(self) -> tuple[int, int] | None:
+        """(bytes by the books, bytes by the system) of keys and values, where both can be told.
+
+        Of full-attention layers and prompts that are shared. May take milliseconds.
+        """
+        return None
+
     def accounts(self, slot: int | None = None) -> KVAccounts:
-        """Bytes held now, for one slot or for all. O(slots), with no look at tensors."""
-        full_bytes = sum(x.bytes_per_token for x in self.layers if not x.is_sliding)
-        committed, reserved = self.full_columns(slot)
+        """Bytes held now, for one slot or for all. O(slots), with no look at tensors.
+
+        Used counts every sequence's tokens, also those that it shares with others; committed counts
+        shared memory once, and of one slot its even share of it.
+        """
+        committed, reserved = self.full_bytes(slot)
         lengths = self.lengths if slot is None else [self.lengths[slot]]
         sliding = sum(
             layer.bytes_per_token * min(length, window - 1)
@@ -164,9 +218,9 @@ class SlotCache(ABC):
             for length in lengths
         )
         return KVAccounts(
-            used_bytes=full_bytes * sum(lengths) + sliding,
-            committed_bytes=full_bytes * committed + sliding,
-            reserved_bytes=full_bytes * reserved + sliding,
+            used_bytes=self.full_bytes_per_token * sum(lengths) + sliding,
+            committed_bytes=committed + sliding,
+            reserved_bytes=reserved + sliding,
         )
 
     def _masks(self, rows: Rows) -> Tensor | dict[str, Tensor]:
@@ -203,11 +257,11 @@ class DynamicSlotCache(SlotCache):
     def new_full_layer(self) -> SlotLayer:
         return DynamicLayerSlots()
 
-    def full_columns(self, slot: int | None) -> tuple[int, int]:
+    def full_bytes(self, slot: int | None) -> tuple[int, int]:
         # A row is padded to the longest, so each live slot holds that much.
-        longest = max(self.lengths)
         live = sum(length > 0 for length in self.lengths) if slot is None else 1
-        return longest * live, longest * live
+        held = max(self.lengths) * live * self.full_bytes_per_token
+        return held, held
 
 
 class StaticSlotCache(SlotCache):
@@ -216,9 +270,10 @@ class StaticSlotCache(SlotCache):
     def new_full_layer(self) -> SlotLayer:
         return StaticLayerSlots(self.num_slots, self.max_length)
 
-    def full_columns(self, slot: int | None) -> tuple[int, int]:
-        columns = self.max_length * (self.num_slots if slot is None else 1)
-        return columns, columns
+    def full_bytes(self, slot: int | None) -> tuple[int, int]:
+        rows = self.num_slots if slot is None else 1
+        held = self.max_length * rows * self.full_bytes_per_token
+        return held, held
 
 
 CACHES: dict[str, CacheFactory] = {"dynamic": DynamicSlotCache, "static": StaticSlotCache}

@@ -39,3 +39,7 @@ def _rebuild_input_error(
 
 class SequenceError(RuntimeError):
     """One sequence cannot be generated (too long, not finite, no memory); others go on."""
+
+
+class NoRoomError(SequenceError):
+    """There is no memory for a sequence now; there may be when another one has ended."""

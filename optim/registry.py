@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from optim.errors import InputError
 from optim.model import LanguageModel
+from optim.vattention.optimization import VAttention
 
 Stage = Literal["vocabulary", "weights", "cache"]
 STAGES: tuple[Stage, ...] = ("vocabulary", "weights", "cache")
@@ -42,7 +43,7 @@ class Optimization(Protocol):
         ...
 
 
-_BUILT_IN: dict[str, type[Optimization]] = {}
+_BUILT_IN: dict[str, type[Optimization]] = {"vattention": VAttention}
 
 
 def names() -> list[str]:

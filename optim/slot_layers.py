@@ -29,6 +29,17 @@ class SlotLayer(ABC):
         """Append [B, H, 1, D], one token to each active row; return [B, H, L, D]."""
 
     @abstractmethod
+    def snapshot(self, slot: int, length: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [1, H, P, D] of a slot that was filled and has not been decoded yet.
+
+        Nobody writes to them: what shares memory with the layer stays as it is.
+        """
+
+    @abstractmethod
+    def restore(self, slot: int, key: Tensor, value: Tensor) -> None:
+        """Fill a free slot with a copy of what `snapshot` gave, here or in another cache."""
+
+    @abstractmethod
     def move(self, src: int, dst: int, length: int) -> None:
         """Make slot `dst` hold what `src` holds; `src` is released after."""
 
@@ -100,6 +111,13 @@ class DynamicLayerSlots(SlotLayer):
             self.keys = _append_row(self.keys, key, slot)
             self.values = _append_row(self.values, value, slot)
 
+    def snapshot(self, slot: int, length: int) -> tuple[Tensor, Tensor]:
+        return self.staged[slot]
+
+    def restore(self, slot: int, key: Tensor, value: Tensor) -> None:
+        self._note_sizes(key, value)
+        self.staged[slot] = (key.clone(), value.clone())
+
     def move(self, src: int, dst: int, length: int) -> None:
         if src in self.staged:
             self.staged[dst] = self.staged.pop(src)
@@ -167,6 +185,15 @@ class StaticLayerSlots(SlotLayer):
             rows.scatter(values, value)
         return keys, values
 
+    def snapshot(self, slot: int, length: int) -> tuple[Tensor, Tensor]:
+        assert self.keys is not None
+        assert self.values is not None
+        keys, values = (x[slot : slot + 1, :, :length] for x in (self.keys, self.values))
+        return keys.clone(), values.clone()
+
+    def restore(self, slot: int, key: Tensor, value: Tensor) -> None:
+        self.prefill(slot, 0, key, value)
+
     def move(self, src: int, dst: int, length: int) -> None:
         if self.keys is not None and self.values is not None:
             self.keys[dst, :, :length] = self.keys[src, :, :length]
@@ -217,6 +244,13 @@ class SlidingLayer(SlotLayer):
 
     def _last(self, states: Tensor) -> Tensor:
         return states[:, :, max(states.shape[2] - self.kept, 0) :]
+
+    def snapshot(self, slot: int, length: int) -> tuple[Tensor, Tensor]:
+        return self.staged[slot]
+
+    def restore(self, slot: int, key: Tensor, value: Tensor) -> None:
+        self._note_sizes(key, value)
+        self.staged[slot] = (key.clone(), value.clone())
 
     def move(self, src: int, dst: int, length: int) -> None:
         if src in self.staged:

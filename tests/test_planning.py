@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,9 +23,9 @@ from optim.errors import InputError
 @pytest.fixture(autouse=True)
 def _fake_model_and_optimisations(monkeypatch: pytest.MonkeyPatch) -> None:
     def optimization(name: str, settings: Mapping[str, Any]) -> object:
-        if name != "fast":
+        if name not in ("fast", "cache"):
             raise InputError(f"there is no optimisation called {name!r}", field="optimizations")
-        return object()
+        return SimpleNamespace(stage="cache" if name == "cache" else "weights")
 
     monkeypatch.setattr(optim.registry, "optimization", optimization)
     monkeypatch.setattr(optim.model, "fingerprint", lambda path, *, revision=None: "f" * 64)
@@ -157,3 +158,22 @@ def test_unknown_optimisation(prompts: Path) -> None:
 
 def test_errors_of_comparisons_name_the_spec(prompts: Path) -> None:
     assert refusal(prompts, baseline="none").source == "trial.yaml"
+
+
+def test_a_cache_is_not_named_beside_an_optimisation_that_brings_its_own(prompts: Path) -> None:
+    arms = [{"name": "base"}, {"name": "both", "cache": "static", "optimizations": ["cache"]}]
+    with pytest.raises(InputError, match="`both` has `cache: static`, and cache brings a cache"):
+        plan_of(prompts, configurations=arms)
+
+
+def test_sharing_prompts_makes_other_cells_and_blocks_of_all_seeds(prompts: Path) -> None:
+    alone, _ = plan_of(prompts, seeds=3)
+    shared, _ = plan_of(prompts, seeds=3, share_prompts="seeds")
+    assert alone.run_id != shared.run_id
+    keys = [{cell.key for block in plan.blocks() for cell in block.cells}
+            for plan in (alone, shared)]  # fmt: skip
+    assert len(keys[0]) == len(keys[1])
+    assert not keys[0] & keys[1]
+    generations = [block for block in shared.blocks() if block.kind == "generations"]
+    assert all({cell.seed for cell in block.cells} == {0, 1, 2} for block in generations)
+    assert len({block.index for block in shared.blocks()}) == len(list(shared.blocks()))

@@ -1,0 +1,54 @@
+"""What memory the host can still give, asked before it is taken.
+
+Linux overcommits: taking more than there is gets the process killed, with no error to catch. The
+look is cheap beside what it guards, but not free, so it is repeated per so many bytes granted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+RESERVE_BYTES = 256 << 20
+"""Left for everything else in the process and on the host."""
+_LOOK_EVERY_BYTES = 64 << 20
+
+_LIMITS = [  # (limit, use) of the process's own control group: version 2, then version 1
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+]
+
+
+def available_bytes() -> int:
+    """What the host and the container's limit leave, whichever is less."""
+    left = psutil.virtual_memory().available
+    for limit, use in _LIMITS:
+        try:
+            most, used = Path(limit).read_text().strip(), Path(use).read_text().strip()
+        except OSError:
+            continue
+        if most != "max":
+            left = min(left, int(most) - int(used))
+    return int(left)
+
+
+class HostMemory:
+    """Grants bytes while the host has them."""
+
+    def __init__(self, look: Callable[[], int] = available_bytes) -> None:
+        self._look = look
+        self._granted = 0
+        self._allowance = 0
+
+    def grants(self, num_bytes: int) -> bool:
+        """Whether that much can be taken now without the system running short."""
+        if self._granted + num_bytes > self._allowance:
+            room = self._look() - RESERVE_BYTES
+            if num_bytes > room:
+                self._allowance = self._granted = 0
+                return False
+            self._granted, self._allowance = 0, max(num_bytes, min(room, _LOOK_EVERY_BYTES))
+        self._granted += num_bytes
+        return True

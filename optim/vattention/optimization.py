@@ -1,0 +1,41 @@
+"""`VAttention`: the optimisation that a trial names."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from optim.cache import layer_windows
+from optim.model import LanguageModel
+from optim.vattention.backend import new_arena
+from optim.vattention.settings import Settings
+from optim.vattention.slots import VAttentionSlotCache
+
+if TYPE_CHECKING:
+    from optim.registry import Stage
+
+
+class VAttention(Settings):
+    """Keys and values in contiguous virtual memory, committed as sequences grow.
+
+    Exact: it gives the tokens of the baseline's cache. What it changes is memory.
+    """
+
+    name: ClassVar[str] = "vattention"
+    stage: ClassVar[Stage] = "cache"
+
+    def apply(self, lm: LanguageModel) -> LanguageModel:
+        """The same model with a cache of this kind.
+
+        Raises InputError where the device has no such memory, or the model's layers keep no keys
+        and values per token.
+        """
+        layer_windows(lm.model)
+        new_arena(self, lm.device).close()
+        return replace(lm, new_cache=functools.partial(VAttentionSlotCache, settings=self))
+
+    def prepare(self, lm: LanguageModel, corpus: Iterable[str], out_dir: Path) -> None:
+        """Nothing: it needs no artifact."""
