@@ -76,10 +76,12 @@ class PageTable:
         self.join()
         wanted_B = np.zeros(self.num_rows, np.int64)
         wanted_B[:num_rows] = tokens
-        parts = [kind.fill(kind.pages(self._wanted(wanted_B))) for kind in self._kinds.values()]
-        spans = Spans.join(parts)
-        if len(spans.addresses_N):
-            self.arena.fill(spans)
+        for kind in self._kinds.values():
+            pages_B = kind.pages(self._wanted(wanted_B))
+            spans = kind.unreadable(pages_B)
+            if len(spans.addresses_N):
+                self.arena.fill(spans)
+                kind.note_filled(pages_B)
 
     def prefetch(self, tokens_B: Sequence[int] | Counts) -> None:
         """Commit in the background what `grow` will ask for; nothing where the budget is short."""

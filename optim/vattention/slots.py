@@ -99,12 +99,12 @@ class VAttentionSlotCache(SlotCache):
         for problem in self.without_room(num_active).values():
             raise KVMemoryError(problem)
         self._clear_old_tokens(num_active)
+        self._pages.fill(num_active, max(self.lengths[:num_active]) + 1)
         ahead = self.settings.look_ahead
         if ahead:
             active = self.lengths[:num_active]
             wanted = [n + 1 + ahead for n in active] + [0] * (self.num_slots - num_active)
             self._pages.prefetch(wanted)
-        self._pages.fill(num_active, max(self.lengths[:num_active]) + 1)
         with super().decode(num_active) as step:
             yield step
 

@@ -66,13 +66,17 @@ class Kind:
 
     # --- zeros for reading ---------------------------------------------------------------------
 
-    def fill(self, pages_B: Counts) -> Spans:
-        """What has to be filled for so many pages to be readable; entered as done."""
+    def unreadable(self, pages_B: Counts) -> Spans:
+        """What has to be filled for so many pages of each row to be readable."""
         first_TB = np.maximum(self.held_TB, self.filled_TB)
-        last_TB = np.broadcast_to(pages_B, first_TB.shape)
-        spans = self.between(first_TB, last_TB)
-        self.filled_TB = np.maximum(self.filled_TB, np.where(last_TB > self.held_TB, last_TB, 0))
-        return spans
+        return self.between(first_TB, np.broadcast_to(pages_B, first_TB.shape))
+
+    def note_filled(self, pages_B: Counts) -> None:
+        """Enter that so many pages are readable."""
+        wanted_TB = np.broadcast_to(pages_B, self.held_TB.shape)
+        self.filled_TB = np.maximum(
+            self.filled_TB, np.where(wanted_TB > self.held_TB, wanted_TB, 0)
+        )
 
     def take_filled(self, chosen_TB: NDArray[np.bool_]) -> Spans:
         """All filled pages of the chosen rows; entered as filled no more."""
