@@ -160,6 +160,23 @@ class PageTable:
             excess_B += beyond_TB.sum(axis=0) * kind.page * kind.stripes
         return excess_B
 
+    def most_tokens(self, tokens: int, spare_bytes: int) -> int:
+        """The most tokens of a row whose pages take at most so many bytes more than `tokens` do."""
+        if spare_bytes <= 0:
+            return tokens
+        allowed = self._row_bytes(tokens) + spare_bytes
+        low, high = tokens, self.max_length
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self._row_bytes(middle) <= allowed else (low, middle - 1)
+        return low
+
+    def _row_bytes(self, tokens: int) -> int:
+        return sum(
+            int(kind.pages(np.array(tokens))) * kind.page * kind.stripes * len(kind.bases_T)
+            for kind in self._kinds.values()
+        )
+
     def held_bytes(self, row: int | None = None) -> tuple[int, int]:
         """(committed, reserved), of one row's own pages or of the arena, what it shares too."""
         self.join()

@@ -263,7 +263,8 @@ class VAttentionSlotCache(SlotCache):
     def _reclaim(self, bound: int) -> None:
         """Release what live sequences do not need until at most `bound` bytes of it are left.
 
-        Free slots first, from the last: the next sequence takes the first free one.
+        Free slots first, from the last: the next sequence takes the first free one. The slot that
+        crosses the bound keeps what is below it.
         """
         ahead = self.settings.look_ahead
         needed = np.array([n + ahead if n else 0 for n in self.lengths])
@@ -274,9 +275,10 @@ class VAttentionSlotCache(SlotCache):
         for slot in order:
             if left <= bound:
                 break
-            kept[slot] = needed[slot]
+            spare = bound - (left - int(excess_B[slot]))
+            kept[slot] = self._pages.most_tokens(int(needed[slot]), spare)
             left -= int(excess_B[slot])
-            if not needed[slot]:
+            if not kept[slot]:
                 self._written[slot] = 0
         self._pages.shrink(kept)
 
