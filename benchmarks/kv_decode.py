@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers.cache_utils import Cache
 
 from benchmarks.machine import median_and_spread
 from optim.cache import SlotCache, StaticSlotCache
 from optim.slot_layers import SlotLayer, StaticLayerSlots
+from optim.vattention.cache import VAttentionCache
 from optim.vattention.settings import Settings
 from optim.vattention.slots import VAttentionSlotCache
 
@@ -77,17 +79,22 @@ def fill_slot(cache: SlotCache, slot: int, key: Tensor, value: Tensor, layers: i
             step.cache.update(key, value, layer)
 
 
-def transformers_steps(model: PreTrainedModel, rows: int, context: int) -> list[float]:
-    cache = DynamicCache(config=model.config)
-    key, value = (x.expand(rows, -1, -1, -1) for x in contents(model, context))
-    for layer in range(model.config.num_hidden_layers):
-        cache.update(key, value, layer)
-    ids = torch.zeros((rows, 1), dtype=torch.long)
+def transformers_steps(make: Callable[[PreTrainedModel], Cache]) -> Runner:
+    """A cache that is handed to the model as people do."""
 
-    def step() -> None:
-        model(input_ids=ids, past_key_values=cache, use_cache=True).logits[:, -1].argmax(-1)
+    def run(model: PreTrainedModel, rows: int, context: int) -> list[float]:
+        cache = make(model)
+        key, value = (x.expand(rows, -1, -1, -1) for x in contents(model, context))
+        for layer in range(model.config.num_hidden_layers):
+            cache.update(key, value, layer)
+        ids = torch.zeros((rows, 1), dtype=torch.long)
 
-    return timed(step)
+        def step() -> None:
+            model(input_ids=ids, past_key_values=cache, use_cache=True).logits[:, -1].argmax(-1)
+
+        return timed(step)
+
+    return run
 
 
 def slot_steps(make: Callable[[PreTrainedModel, int, int], SlotCache]) -> Runner:
@@ -129,9 +136,10 @@ def timed(step: Callable[[], None]) -> list[float]:
 
 
 RUNNERS: dict[str, Runner] = {
-    "transformers DynamicCache": transformers_steps,
+    "transformers DynamicCache": transformers_steps(lambda m: DynamicCache(config=m.config)),
     "torch.empty and slices": slot_steps(EmptySlotCache),
     "vattention": vattention(),
+    "vattention by `generate`": transformers_steps(lambda m: VAttentionCache(m.config)),
     "vattention, no look-ahead": vattention(look_ahead=0),
     "vattention, huge pages": vattention(pages="huge"),
 }

@@ -122,6 +122,11 @@ class Arena(ABC):
         self.reserved_bytes += made.num_bytes
         return made
 
+    def forget(self, reservation: Reservation) -> None:
+        """Leave a range in which nothing is committed to its tensors: it goes with the last."""
+        self._reservations.remove(reservation)
+        self.reserved_bytes -= reservation.num_bytes
+
     def whole_pages(self, num_bytes: int) -> int:
         """`num_bytes` rounded up to pages."""
         return -(-num_bytes // self.page_bytes) * self.page_bytes

@@ -149,6 +149,16 @@ class PageTable:
             kept_TB[index, src] = 0
             self._release(kind, kept_TB)
 
+    def drop(self, region: Region) -> None:
+        """Release all of one tensor; its addresses go with the last tensor that looks at them."""
+        self.join()
+        self._row_bytes_B = None
+        kept_TB = region.kind.held_TB.copy()
+        kept_TB[region.index] = 0
+        self._release(region.kind, kept_TB)
+        self.regions.remove(region)
+        self.arena.forget(region.reservation)
+
     def excess_bytes_B(self, tokens_B: Sequence[int] | Counts) -> Counts:
         """Bytes that each row holds of its own beyond what so many tokens need."""
         self.join()

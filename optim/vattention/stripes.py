@@ -92,6 +92,7 @@ class Region:
         self, kind: Kind, index: int, reservation: Reservation, dtype: torch.dtype
     ) -> None:
         self.kind, self.index = kind, index
+        self.reservation = reservation
         with torch.inference_mode(False):  # else it could not be written outside inference mode
             flat = reservation.tensor(dtype)[: kind.tensor_bytes // dtype.itemsize]
             self.stripes_BSE = flat.view(kind.rows, kind.stripes, -1)

@@ -1,0 +1,160 @@
+"""`VAttentionCache`: the arena behind plain `model.generate(past_key_values=...)`.
+
+```python
+with VAttentionCache(model.config) as cache:
+    model.generate(**inputs, past_key_values=cache)
+```
+"""
+
+from __future__ import annotations
+
+import copy
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from optim.cache import KVAccounts
+from optim.vattention.arena import Arena
+from optim.vattention.backend import new_arena
+from optim.vattention.cache_layer import ArenaLayer, Rows
+from optim.vattention.settings import Settings
+
+DEFAULT_LENGTH = 4096
+"""Tokens that a row's range is first reserved for where the model names no context length."""
+
+
+class VAttentionCache(Cache):  # type: ignore[misc]
+    """A transformers cache whose full-attention layers live in contiguous virtual memory.
+
+    Layers of other kinds are transformers' own. Beams, crops, several turns and changes of the
+    number of rows work as with `DynamicCache`, with the same logits, bit for bit with base pages.
+    `max_length` bounds a row in tokens (KVMemoryError beyond); without it a row's range is that of
+    the model's context length, and is moved to a larger one at need. The memory goes with the last
+    reference to the cache and to what `update` returned, or with `close`.
+    """
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        *,
+        max_length: int | None = None,
+        settings: Settings | None = None,
+        arena: Arena | None = None,
+    ) -> None:
+        self._config, self._max_length = config, max_length
+        self._settings = chosen = settings or Settings()
+        known = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+        length = max_length or known or DEFAULT_LENGTH
+        self._rows = Rows(lambda device: arena or new_arena(chosen, device), chosen, max_length)
+        super().__init__(
+            layers=[
+                ArenaLayer(self._rows, length) if type(layer) is DynamicLayer else layer
+                for layer in DynamicCache(config=config).layers
+            ]
+        )
+
+    @property
+    def _others(self) -> list[Any]:
+        return [layer for layer in self.layers if not isinstance(layer, ArenaLayer)]
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Remove so many tokens, given as a negative number; their pages are released."""
+        super().crop(tokens_to_remove)
+        self._rows.trim()
+
+    def reset(self) -> None:
+        """Forget everything and give the memory back; the cache can be filled again."""
+        for layer in self._others:
+            layer.reset()
+        self._rows.release()
+
+    @torch.inference_mode()
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Let row i hold what row beam_idx[i] held."""
+        for layer in self._others:
+            layer.reorder_cache(beam_idx)
+        self._rows.select(beam_idx)
+
+    @torch.inference_mode()
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row so many times."""
+        for layer in self._others:
+            layer.batch_repeat_interleave(repeats)
+        if self._rows.pages is not None:
+            rows = torch.arange(self._rows.pages.num_rows)
+            self._rows.select(rows.repeat_interleave(repeats))
+
+    @torch.inference_mode()
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows, in this order; indices or a mask."""
+        for layer in self._others:
+            layer.batch_select_indices(indices)
+        if self._rows.pages is not None:
+            rows = torch.arange(self._rows.pages.num_rows)
+            self._rows.select(rows[indices.cpu()])
+
+    # --- memory --------------------------------------------------------------------------------
+
+    def accounts(self) -> KVAccounts:
+        """Bytes of keys and values, those of transformers' own layers included."""
+        other = sum(
+            tensor.numel() * tensor.element_size()
+            for layer in self._others
+            for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None))
+            if tensor is not None
+        )
+        pages = self._rows.pages
+        if pages is None:
+            return KVAccounts(other, other, other)
+        used = sum(x.length * x.bytes_per_token for x in self._rows.layers) * pages.num_rows
+        committed, reserved = pages.held_bytes()
+        return KVAccounts(used + other, committed + other, reserved + other)
+
+    def audit(self) -> int:
+        """Committed bytes of the arena as the system counts them."""
+        if self._rows.pages is not None:
+            self._rows.pages.join()
+        return 0 if self._rows.arena is None else self._rows.arena.audit()
+
+    def close(self) -> None:
+        """Unmap everything; LiveTensorError while somebody looks at what `update` returned."""
+        for layer in self._rows.layers:
+            layer.detach()
+        if self._rows.pages is not None:
+            self._rows.pages.join()
+            self._rows.pages = None
+        if self._rows.arena is not None:
+            self._rows.arena.close()
+            self._rows.arena = None
+
+    def __enter__(self) -> VAttentionCache:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.close()
+        else:  # frames of the error may still look at tensors
+            self.reset()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> VAttentionCache:
+        """A cache of its own, in an arena of its own, with the same tokens."""
+        made = VAttentionCache(self._config, max_length=self._max_length, settings=self._settings)
+        with torch.inference_mode():
+            for index, layer in enumerate(self.layers):
+                if not isinstance(layer, ArenaLayer):
+                    made.layers[index] = copy.deepcopy(layer, memo)
+                elif layer.length:
+                    made.layers[index].update(layer.keys, layer.values)
+        return made
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a vattention cache is memory of this process and cannot be pickled")
