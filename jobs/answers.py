@@ -53,7 +53,7 @@ def answer(comparison: Comparison) -> str:
         ("completion_tokens", "completion tokens"),
         ("e2e_s", "time per completion"),
         ("completion_bytes_per_s", "bytes/s"),
-        ("kv_committed_peak_bytes", "KV memory"),
+        ("kv_committed_peak_bytes", _memory_noun(comparison)),
     ):
         found = next((e for e in comparison.effects if e.metric.name == name), None)
         if found is None or found.effect.estimate is None:
@@ -62,6 +62,14 @@ def answer(comparison: Comparison) -> str:
         if not (name == "completion_tokens" and found.effect.identical):
             parts.append(f"{noun} {_effect_phrase(found)}")
     return start + "; ".join(parts) + "."
+
+
+def _memory_noun(comparison: Comparison) -> str:
+    """What memory it is, and whose: a saving is nothing without the name of its rival."""
+    own, rival = comparison.caches
+    if own == rival:
+        return f"KV memory held at the peak ({own} cache)"
+    return f"KV memory held at the peak ({own} against a {rival} cache)"
 
 
 def _texts_sentence(comparison: Comparison) -> str:

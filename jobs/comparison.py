@@ -9,7 +9,7 @@ from typing import Literal
 
 import duckdb
 
-from cluster.plan import Configuration
+from cluster.plan import Configuration, Plan
 from jobs.analysis.effects import (
     Effect,
     Numbers,
@@ -29,6 +29,8 @@ from jobs.pairing import (
     paired_prompts,
 )
 from jobs.wording import plural
+from optim.errors import InputError
+from optim.registry import optimization
 
 MIN_SHARDS = 8
 """Shards per dataset that an interval for time, throughput or memory needs: rows of a shard share
@@ -52,6 +54,8 @@ class Comparison:
     configuration: str
     vs: str
     is_duplicate: bool
+    caches: tuple[str, str]
+    """Where the configuration and its reference keep keys and values."""
     texts: TextComparison
     effects: tuple[MetricEffect, ...]
 
@@ -61,7 +65,21 @@ class Comparison:
         return found[0] if found else None
 
 
-def compare(connection: duckdb.DuckDBPyConnection, configuration: Configuration) -> Comparison:
+def cache_name(configuration: Configuration) -> str:
+    """What keeps a configuration's keys and values: the cache that it names, or an optimisation."""
+    for chosen in configuration.optimizations:
+        try:
+            stage = optimization(chosen.name, chosen.settings).stage
+        except InputError:  # results can be read where a third party's optimisation is missing
+            continue
+        if stage == "cache":
+            return chosen.name
+    return configuration.cache
+
+
+def compare(
+    connection: duckdb.DuckDBPyConnection, configuration: Configuration, plan: Plan
+) -> Comparison:
     """All effects of a configuration that has a reference (`vs`)."""
     name, vs = configuration.name, configuration.vs
     if vs is None:
@@ -74,6 +92,7 @@ def compare(connection: duckdb.DuckDBPyConnection, configuration: Configuration)
         configuration=name,
         vs=vs,
         is_duplicate=configuration.duplicate_of is not None,
+        caches=(cache_name(configuration), cache_name(plan.configuration(vs))),
         texts=compare_texts(connection, name, vs),
         effects=tuple(effects),
     )

@@ -12,6 +12,7 @@ from cluster.plan import Plan
 from cluster.results import Results
 from jobs.answers import answer, headline_answer, statement
 from jobs.comparison import Comparison, MetricEffect, compare
+from jobs.memory_notes import memory_notes
 from jobs.metrics import METRICS, Metric, describe
 from jobs.query import connect
 from jobs.score import BITS_PER_BYTE, score_statistics
@@ -33,15 +34,17 @@ def report_data(results: Results) -> dict[str, Any]:
             "configurations": _configurations(connection, plan),
             "comparisons": [_comparison_data(c) for c in found],
         }
+        notes = memory_notes(connection)
     finally:
         connection.close()
-    data["scores"], data["notes"] = _scores(results, plan)
+    data["scores"], score_notes = _scores(results, plan)
+    data["notes"] = notes + score_notes
     return data
 
 
 def comparisons(connection: duckdb.DuckDBPyConnection, plan: Plan) -> list[Comparison]:
     """Every configuration that has a reference, the duplicates first."""
-    found = [compare(connection, c) for c in plan.configurations if c.vs is not None]
+    found = [compare(connection, c, plan) for c in plan.configurations if c.vs is not None]
     return sorted(found, key=lambda c: not c.is_duplicate)
 
 
@@ -115,6 +118,7 @@ def _comparison_data(comparison: Comparison) -> dict[str, Any]:
         "configuration": comparison.configuration,
         "vs": comparison.vs,
         "is_duplicate": comparison.is_duplicate,
+        "caches": comparison.caches,
         "texts": asdict(comparison.texts),
         "effects": [_effect_data(effect) for effect in comparison.effects],
         "answer": answer(comparison),

@@ -37,6 +37,7 @@ class Metric:
 _AMOUNTS = {
     "completion_bytes_per_s": "completion_bytes",
     "base_tokens_per_s": "base_completion_tokens",
+    "kv_committed_mean_bytes": "kv_committed_byte_s",
 }
 
 METRICS = (
@@ -47,7 +48,8 @@ METRICS = (
     Metric("e2e_s", "time per completion", duration_text, "time"),
     Metric("completion_bytes_per_s", "throughput, bytes/s", number_text, "rate"),
     Metric("base_tokens_per_s", "throughput, base tokens/s", number_text, "rate"),
-    Metric("kv_committed_peak_bytes", "KV memory, peak", bytes_text, "peak"),
+    Metric("kv_committed_peak_bytes", "KV memory held, peak", bytes_text, "peak"),
+    Metric("kv_committed_mean_bytes", "KV memory held, mean", bytes_text, "rate"),
     Metric("bits_per_byte", "bits per byte of targets", number_text, "quality"),
 )
 

@@ -76,7 +76,10 @@ def paired_prompts(
     )
 
 
-CELL_TOTALS = ("wall_s", "completion_tokens", "base_completion_tokens", "completion_bytes")
+CELL_TOTALS = (
+    "wall_s", "completion_tokens", "base_completion_tokens", "completion_bytes",
+    "kv_committed_byte_s",
+)  # fmt: skip
 CELL_PEAKS = ("kv_used_peak_bytes", "kv_committed_peak_bytes", "kv_reserved_peak_bytes")
 
 

@@ -68,8 +68,9 @@ class Rows:
         wanted_B = np.full(pages.num_rows, max(tokens, self._ready))
         pages.grow(wanted_B)
         self._ready = int(wanted_B[0])
-        if self.settings.look_ahead and not is_new:
-            pages.prefetch(wanted_B + self.settings.look_ahead)
+        ahead = self.settings.look_ahead
+        if ahead and not is_new and not pages.has_room(wanted_B + 1):
+            pages.prefetch(wanted_B + ahead)
 
     def trim(self) -> None:
         """Release what no layer needs, beyond what may be kept."""

@@ -11,6 +11,7 @@ Shapes: T tensors of one kind, B rows, S stripes of a row, N spans.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,7 +33,9 @@ class PageTable:
         self.regions: list[Region] = []
         self._kinds: dict[tuple[int, int], Kind] = {}
         self._prefetch = Prefetch(arena)
-        self._row_bytes_B: list[int] | None = None  # committed, None where pages changed since
+        # Derived per row, None where pages changed since: bytes of its own, tokens with pages.
+        self._row_bytes_B: list[int] | None = None
+        self._room_B: list[int] | None = None
 
     def add(self, num_heads: int, head_dim: int, dtype: torch.dtype) -> Region:
         """Reserve one tensor's stripes. `grow` has to follow before it is written."""
@@ -47,11 +50,15 @@ class PageTable:
             self._kinds[shape] = Kind(self.num_rows, *shape, self.max_length, page)
         kind = self._kinds[shape]
         reservation = self.arena.reserve(kind.tensor_bytes)
+        self._changed()
         self.regions.append(Region(kind, kind.add(reservation.address), reservation, dtype))
         return self.regions[-1]
 
     def grow(self, tokens_B: Sequence[int] | Counts) -> None:
         """Commit what so many tokens per row need; all or nothing, else KVMemoryError."""
+        if self.has_room(tokens_B):
+            self.tokens_B = np.maximum(self.tokens_B, tokens_B)
+            return
         self.join()
         wanted_B = self._wanted(tokens_B)
         spans = self._growth(wanted_B)
@@ -62,6 +69,26 @@ class PageTable:
             self.arena.commit(spans)
             self._note_growth(wanted_B)
         self.tokens_B = np.maximum(self.tokens_B, wanted_B)
+
+    def has_room(self, tokens_B: Sequence[int] | Counts) -> bool:
+        """Whether so many tokens per row have their pages. Costs next to nothing in most steps."""
+        if not self.regions:
+            return False
+        if self._room_B is None:
+            self.join()
+            self._room_B = self._room()
+        return all(map(operator.ge, self._room_B, tokens_B))
+
+    def _room(self) -> list[int]:
+        room_B = np.full(self.num_rows, self.max_length)
+        for kind in self._kinds.values():
+            pages_B = kind.held_TB.min(axis=0)
+            room_B = np.minimum(room_B, pages_B * kind.page // kind.token_bytes)
+        found: list[int] = room_B.tolist()
+        return found
+
+    def _changed(self) -> None:
+        self._row_bytes_B = self._room_B = None
 
     def grow_row(self, row: int, tokens: int) -> None:
         """`grow` for one row."""
@@ -103,7 +130,7 @@ class PageTable:
         """Release what lies beyond so many tokens per row; shared pages stay (`drop` ends them)."""
         self.join()
         kept_B = self._wanted(tokens_B)
-        self._row_bytes_B = None
+        self._changed()
         for kind in self._kinds.values():
             self._release(kind, np.broadcast_to(kind.pages(kept_B), kind.held_TB.shape))
         self.tokens_B = np.minimum(self.tokens_B, kept_B)
@@ -130,7 +157,7 @@ class PageTable:
         the budget where need be: refusing would lose a sequence, and little is held twice.
         """
         self.join()
-        self._row_bytes_B = None
+        self._changed()
         self.tokens_B[dst] = max(self.tokens_B[dst], tokens)
         for region in self.regions:
             kind, index = region.kind, region.index
@@ -152,7 +179,7 @@ class PageTable:
     def drop(self, region: Region) -> None:
         """Release all of one tensor; its addresses go with the last tensor that looks at them."""
         self.join()
-        self._row_bytes_B = None
+        self._changed()
         kept_TB = region.kind.held_TB.copy()
         kept_TB[region.index] = 0
         self._release(region.kind, kept_TB)
@@ -202,7 +229,7 @@ class PageTable:
     def note_shared(self, row: int, pages_by_kind: dict[Kind, int]) -> None:
         """Enter that a row's first pages are shared ones, or none of them where 0."""
         self.join()
-        self._row_bytes_B = None
+        self._changed()
         for kind, pages in pages_by_kind.items():
             kind.held_TB[:, row] = kind.shared_TB[:, row] = pages
 
@@ -224,6 +251,6 @@ class PageTable:
         return Spans.join([k.growth(k.pages(tokens_B)) for k in self._kinds.values()])
 
     def _note_growth(self, tokens_B: Counts) -> None:
-        self._row_bytes_B = None
+        self._changed()
         for kind in self._kinds.values():
             np.maximum(kind.held_TB, kind.pages(tokens_B), out=kind.held_TB)

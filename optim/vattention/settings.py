@@ -25,8 +25,9 @@ class Settings(BaseModel):
     pool_bytes: int = Field(default=64 << 20, ge=0)
     """On a GPU: the most memory that nobody uses and that is kept for the next commit, which is
     faster than asking the driver; what is beyond goes back to the driver."""
-    look_ahead: int = Field(default=1, ge=0, le=4096)
-    """Tokens beyond the current step whose pages are committed while it computes; 0 for none."""
+    look_ahead: int = Field(default=16, ge=0, le=4096)
+    """Tokens of every row beyond the current step whose pages are committed, in the background,
+    as soon as the next step would find a row without one; 0 for none."""
 
     @property
     def kept_bytes(self) -> int:

@@ -101,10 +101,11 @@ class VAttentionSlotCache(SlotCache):
         self._clear_old_tokens(num_active)
         self._pages.fill(num_active, max(self.lengths[:num_active]) + 1)
         ahead = self.settings.look_ahead
-        if ahead:
-            active = self.lengths[:num_active]
-            wanted = [n + 1 + ahead for n in active] + [0] * (self.num_slots - num_active)
-            self._pages.prefetch(wanted)
+        idle = [0] * (self.num_slots - num_active)
+        active = self.lengths[:num_active]
+        # All rows at once, as soon as the next step would find one of them without a page.
+        if ahead and not self._pages.has_room([n + 2 for n in active] + idle):
+            self._pages.prefetch([n + 1 + ahead for n in active] + idle)
         with super().decode(num_active) as step:
             yield step
 
