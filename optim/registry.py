@@ -1,6 +1,6 @@
 """The optimisations there are, and the order in which they are applied.
 
-A new one costs a class that meets `Optimization` and a line in `_BUILT_IN`, or, from another
+A new one costs a class that meets `Optimization` and a line in `BUILT_IN`, or, from another
 package, an entry point in the group `optrial.optimizations`.
 """
 
@@ -43,12 +43,12 @@ class Optimization(Protocol):
         ...
 
 
-_BUILT_IN: dict[str, type[Optimization]] = {"vattention": VAttention}
+BUILT_IN: dict[str, type[Optimization]] = {"vattention": VAttention}
 
 
 def names() -> list[str]:
     """Every optimisation that can be named in a spec."""
-    return sorted({*_BUILT_IN, *(point.name for point in entry_points(group=GROUP))})
+    return sorted({*BUILT_IN, *(point.name for point in entry_points(group=GROUP))})
 
 
 def optimization(name: str, settings: Mapping[str, Any]) -> Optimization:
@@ -71,8 +71,8 @@ def apply_all(lm: LanguageModel, optimizations: Iterable[Optimization]) -> Langu
 
 
 def _find(name: str) -> type[Optimization]:
-    if name in _BUILT_IN:
-        return _BUILT_IN[name]
+    if name in BUILT_IN:
+        return BUILT_IN[name]
     for point in entry_points(group=GROUP):
         if point.name == name:
             loaded: type[Optimization] = point.load()

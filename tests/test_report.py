@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from trial_results import FASTER, FEWER, configurations, make_results
 
-from cluster.plan import Cell
+from cluster.plan import Cell, Configuration, OptimizationSettings
 from cluster.results import Results, write_prompts
 from jobs.effects_table import EFFECTS, EFFECTS_FILE, write_effects
 from jobs.report import report, report_data
@@ -199,3 +199,37 @@ def test_effects_table(results: Results) -> None:
     row = found["fast", "e2e_s", "geometric mean"]
     assert row["low"] <= FASTER - 1 <= row["high"]
     assert row["vs"] == "baseline"
+
+
+def test_a_memory_difference_names_its_rival(tmp_path: Path) -> None:
+    arms = [
+        Configuration(name="baseline", cache="static"),
+        Configuration(
+            name="fast", vs="baseline", optimizations=(OptimizationSettings(name="vattention"),)
+        ),
+    ]
+    arms = [arm.model_copy(update={"fingerprint": arm.name}) for arm in arms]
+    results = make_results(tmp_path / "out", arms=arms)
+    said = " ".join(printed(results).split())
+    assert "KV memory held at the peak (vattention against a static cache) -10.0 %" in said
+    [comparison] = report_data(results)["comparisons"]
+    assert list(comparison["caches"]) == ["vattention", "static"]
+
+
+def test_memory_that_needs_a_word_gets_one(tmp_path: Path) -> None:
+    def edit(cell: Cell, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+        if cell.kind == "generations" and cell.configuration == "fast":
+            rows[0] |= {"prefill_shared": "copied", "num_preemptions": 2}
+            rows[1] |= {"prefill_shared": "mapped"}
+            facts |= {"kv_books_bytes": 4096, "kv_system_bytes": 8192}
+        elif cell.configuration == "short":
+            facts |= {"kv_books_bytes": 4096, "kv_system_bytes": 4096}
+
+    results = make_results(tmp_path / "out", edit=edit)
+    [shared, short, audit] = report_data(results)["notes"]
+    cells = 2 * 8 * 2
+    assert shared.startswith(f"Prompts were shared: {2 * cells} of 384 rows")
+    assert f"({cells} by copying it)" in shared
+    assert short.startswith(f"KV memory was short: {cells} rows had to be begun again")
+    assert f"KV memory of fast cannot be trusted: in {cells} cells" in audit
+    assert "up to 4 KiB" in audit.replace("4.000 KiB", "4 KiB")

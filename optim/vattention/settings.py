@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class Settings(BaseModel):
     """Choices that change memory and speed, never tokens."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     pages: Literal["auto", "base", "huge"] = "auto"
     """Base pages of the system (CPU), huge ones of 2 MiB, or what suits the device. Huge pages
