@@ -34,6 +34,7 @@ format: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.orchestration
+	$(BIN)/python -m benchmarks.kv_cache
 
 docs: $(STAMP)
 	$(BIN)/python -m docs.generate
