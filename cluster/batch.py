@@ -83,9 +83,10 @@ class Batch:
         started = perf_counter()
         if self.preempted:
             sequence = self.preempted.popleft()
+            sequence.last_seen = started
             if sequence.result.num_preemptions:
                 return sequence
-            sequence.start = sequence.last_seen = started
+            sequence.start = started
         else:
             request, ids = self.queue.popleft()
             sequence = Sequence(request, ids, self.engine.max_length, started)
@@ -222,15 +223,33 @@ class Batch:
         return result
 
     def _leave(self, slot: int) -> None:
-        """Free a slot and close the hole, so that active slots stay a prefix."""
-        last = len(self.active) - 1
+        """Free a slot and close the hole, so that active slots stay a prefix.
+
+        What cannot be moved for want of memory begins again later.
+        """
+        filling_slot = len(self.active)
         self.cache.release(slot)
-        if slot != last:
-            self.active[slot] = self.active[last]
-            self.cache.move(last, slot)
-        self.active.pop()
-        if self.filling is not None:
-            self.cache.move(last + 1, last)
+        while slot < len(self.active) - 1:
+            sequence = self.active.pop()
+            if self._moved(len(self.active), slot):
+                self.active[slot] = sequence
+                break
+            self._wait(sequence)
+        else:
+            self.active.pop()
+        if self.filling is not None and not self._moved(filling_slot, len(self.active)):
+            sequence, self.filling = self.filling, None
+            self._wait(sequence)
+
+    def _moved(self, src: int, dst: int) -> bool:
+        """Whether a sequence could be moved; if not, both slots are free."""
+        try:
+            self.cache.move(src, dst)
+        except NoRoomError:
+            self.cache.release(src)
+            self.cache.release(dst)
+            return False
+        return True
 
     def _audit_if_last(self, num_others: int) -> None:
         """Check the cache's books once, when nobody's time is taken any more."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from optim.cache import SlotCache
-from optim.errors import SequenceError
+from optim.errors import SequenceError, SlotLostError
 from optim.prefix import Prefix
 
 
@@ -52,6 +52,8 @@ class PrefixStore:
             return None
         try:
             prefix = cache.freeze(slot)
+        except SlotLostError:
+            raise
         except SequenceError:  # no memory: the others prefill it themselves, and their rows say so
             return None
         self.num_prefills += 1

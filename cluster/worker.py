@@ -96,11 +96,13 @@ class Worker:
         random.Random(f"{self.plan.shuffle_seed}:{todo.index}").shuffle(groups)
         attempt = uuid.uuid4().hex[:12]
         receipts = []
-        for order, cells in enumerate(groups):
-            receipts += self._run_group(cells, order, attempt, todo)
-        for store in self._prefixes.values():
-            store.clear()
-        self._prefixes.clear()
+        try:
+            for order, cells in enumerate(groups):
+                receipts += self._run_group(cells, order, attempt, todo)
+        finally:
+            for store in self._prefixes.values():
+                store.clear()
+            self._prefixes.clear()
         return [receipt for receipt in receipts if receipt["key"] in set(keys)]
 
     def _groups(self, block: Block, keys: set[str]) -> list[list[Cell]]:
@@ -136,6 +138,7 @@ class Worker:
         if block.kind == "generations":
             rows, wall_s, prefix_s = self._generate(cells, arm, around)
         else:
+            arm.engine.prefixes = None
             rows = [self._score(cell, arm, around) for cell in cells]
             wall_s, prefix_s = perf_counter() - start, 0.0
         common = {

@@ -19,6 +19,7 @@ CELLS = [
     Column("start", INT, "first row within the dataset", True),
     Column("stop", INT, "row after the last", True),
     Column("rows", INT, "rows committed, errors included", True),
+    Column("num_errors", INT, "rows that failed", True),
     Column(
         "joint_cells",
         INT,

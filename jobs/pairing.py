@@ -86,7 +86,10 @@ CELL_PEAKS = ("kv_used_peak_bytes", "kv_committed_peak_bytes", "kv_reserved_peak
 def paired_cells(
     connection: duckdb.DuckDBPyConnection, configuration: str, reference: str
 ) -> PairedCells:
-    """Sums (time, output) and means of peaks (memory) over the seeds of a shard."""
+    """Sums (time, output) and means of peaks (memory) over the seeds of a shard.
+
+    Without cells where one side failed more often: what did not run took no time and no memory.
+    """
     columns = [(c, "sum") for c in CELL_TOTALS] + [(c, "avg") for c in CELL_PEAKS]
     values = ", ".join(
         f"{how}({side}.{c}) FILTER (r.{c} IS NOT NULL AND o.{c} IS NOT NULL)"
@@ -98,6 +101,7 @@ def paired_cells(
         SELECT o.dataset, o.shard, {values}
         FROM cells o JOIN cells r USING (dataset, shard, seed, kind)
         WHERE o.configuration = ? AND r.configuration = ? AND o.kind = 'generations'
+            AND o.num_errors IS NOT DISTINCT FROM r.num_errors
         GROUP BY o.dataset, o.shard ORDER BY o.dataset, o.shard
         """,
         [configuration, reference],

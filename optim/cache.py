@@ -169,7 +169,8 @@ class SlotCache(ABC):
     def freeze(self, slot: int) -> Prefix:
         """What a slot holds after its prefill, for `fork` to give to others; the slot goes on.
 
-        Raises SequenceError where there is no memory for it; the slot goes on all the same.
+        Raises SequenceError where there is no memory for it; the slot goes on all the same, but for
+        SlotLostError, after which it is to be released.
         """
         length = self.lengths[slot]
         return Prefix(length, [layer.snapshot(slot, length) for layer in self.layers])

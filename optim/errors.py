@@ -43,3 +43,7 @@ class SequenceError(RuntimeError):
 
 class NoRoomError(SequenceError):
     """There is no memory for a sequence now; there may be when another one has ended."""
+
+
+class SlotLostError(NoRoomError):
+    """For want of memory a slot lost what it held: its sequence has to begin again."""

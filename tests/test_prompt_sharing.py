@@ -28,6 +28,8 @@ from optim.cache import CACHES
 from optim.model import LanguageModel
 from optim.registry import apply_all, optimization
 from optim.vattention import mappings
+from optim.vattention.arena import KVMemoryError
+from optim.vattention.shared_rows import SharedRow
 
 PARAMS = SamplingParams(temperature=0.9, max_new_tokens=30)
 SEEDS = 4
@@ -159,6 +161,25 @@ def test_no_memory_for_a_fork_waits_and_no_memory_at_all_prefills_alone() -> Non
     made = ran(Engine(tight, batch_size=4, prefixes=PrefixStore()), PROMPTS)
     assert [c.error for c in made] == [None] * len(expected)
     assert [c.ids for c in made] == expected
+
+
+def test_a_prompt_that_is_lost_while_it_is_shared_begins_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lm = tiny_models.model("llama")
+    expected = [c.ids for c in ran(engine(lm, "vattention", batch_size=4), PROMPTS)]
+    real, calls = SharedRow.attach, iter(range(1000))
+
+    def sometimes(self: SharedRow, pages: Any, row: int) -> bool:
+        if next(calls) in (2, 3, 12, 13):  # with the second try that reclaims first
+            raise KVMemoryError("none left just then")
+        return real(self, pages, row)
+
+    monkeypatch.setattr(SharedRow, "attach", sometimes)
+    made = ran(engine(lm, "vattention", batch_size=4, prefixes=PrefixStore()), PROMPTS)
+    for completion, ids in zip(made, expected, strict=True):
+        assert completion.error is not None or completion.ids == ids
+    assert sum(c.error is None for c in made) >= len(made) - 2
 
 
 # --- in a trial ---

@@ -233,3 +233,15 @@ def test_memory_that_needs_a_word_gets_one(tmp_path: Path) -> None:
     assert short.startswith(f"KV memory was short: {cells} rows had to be begun again")
     assert f"KV memory of fast cannot be trusted: in {cells} cells" in audit
     assert "up to 4 KiB" in audit.replace("4.000 KiB", "4 KiB")
+
+
+def test_what_failed_is_no_memory_saved(tmp_path: Path) -> None:
+    def edit(cell: Cell, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+        facts["num_errors"] = 0
+        if cell.kind == "generations" and cell.configuration == "fast" and cell.shard != 3:
+            facts |= {"num_errors": 2, "kv_committed_peak_bytes": 0}
+
+    data = report_data(make_results(tmp_path / "out", edit=edit))
+    fast = effects_of(data, "fast")["kv_committed_peak_bytes"]
+    assert fast["estimate"] == pytest.approx(-0.1)
+    assert fast["num_units"] == 2

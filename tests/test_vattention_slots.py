@@ -25,6 +25,7 @@ from optim.registry import apply_all, optimization
 from optim.vattention import mappings
 from optim.vattention.arena import KVMemoryError, LiveTensorError, Spans
 from optim.vattention.linux import LinuxArena
+from optim.vattention.pages import PageTable
 from optim.vattention.settings import Settings
 from optim.vattention.slots import VAttentionSlotCache
 from optim.vattention.stripes import Kind
@@ -380,6 +381,26 @@ def test_a_host_that_runs_dry_ends_sequences_and_not_the_process(
     lm = with_vattention(tiny_models.model("llama"))
     made = run(lm, ["a" * 20] * 3, SamplingParams(max_new_tokens=150), batch_size=1)
     assert any(c.error and "the host has no" in c.error for c in made)
+
+
+def test_a_sequence_that_cannot_be_moved_begins_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny_models.model("llama")
+    prompts = ["a" * n for n in (5, 90, 30, 64, 20, 71, 10)]
+    params = SamplingParams(temperature=0.9, max_new_tokens=60)
+    expected = [c.ids for c in run(lm, prompts, params, batch_size=1)]
+    real, calls = PageTable.move, iter(range(1000))
+
+    def sometimes(self: PageTable, src: int, dst: int, tokens: int) -> None:
+        if next(calls) % 2 == 0:
+            raise KVMemoryError("none left just then")
+        real(self, src, dst, tokens)
+
+    monkeypatch.setattr(PageTable, "move", sometimes)
+    for chunk in (None, 16):
+        made = run(with_vattention(lm), prompts, params, batch_size=4, prefill_chunk=chunk)
+        assert [c.error for c in made] == [None] * 7
+        assert [c.ids for c in made] == expected
+        assert sum(c.num_preemptions for c in made) > 0
 
 
 # --- the background ---

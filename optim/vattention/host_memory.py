@@ -15,22 +15,27 @@ RESERVE_BYTES = 256 << 20
 """Left for everything else in the process and on the host."""
 _LOOK_EVERY_BYTES = 64 << 20
 
-_LIMITS = [  # (limit, use) of the process's own control group: version 2, then version 1
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-]
+_GROUPS = [  # folder, limit, use, and what of it is cached files, of the process's control group
+    ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes",
+     "total_inactive_file"),
+]  # fmt: skip
 
 
 def available_bytes() -> int:
     """What the host and the container's limit leave, whichever is less."""
     left = psutil.virtual_memory().available
-    for limit, use in _LIMITS:
+    for folder, limit, use, cached in _GROUPS:
         try:
-            most, used = Path(limit).read_text().strip(), Path(use).read_text().strip()
+            most, used = ((Path(folder) / name).read_text().strip() for name in (limit, use))
+            statistics = dict(
+                line.split() for line in (Path(folder) / "memory.stat").read_text().splitlines()
+            )
         except OSError:
             continue
         if most != "max":
-            left = min(left, int(most) - int(used))
+            # Cached files are dropped when memory is asked for.
+            left = min(left, int(most) - int(used) + int(statistics.get(cached, 0)))
     return int(left)
 
 

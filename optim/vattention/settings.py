@@ -21,7 +21,8 @@ class Settings(BaseModel):
     deferred_bytes: int = Field(default=64 << 20, ge=0)
     """With deferred reclaim: the most that is kept beyond what live sequences need."""
     budget_bytes: int | None = Field(default=None, gt=0)
-    """The most that may be committed at once for full-attention layers; None for no limit."""
+    """The most that may be committed at once for full-attention layers; None for no limit. Shared
+    prompts count where a sequence maps them, not while they wait for one."""
     pool_bytes: int = Field(default=64 << 20, ge=0)
     """On a GPU: the most memory that nobody uses and that is kept for the next commit, which is
     faster than asking the driver; what is beyond goes back to the driver."""

@@ -35,6 +35,7 @@ class SharedRow:
     """
 
     def __init__(self, pages: PageTable, tokens: int) -> None:
+        pages.join()  # what the background commits counts against the budget
         self.tokens = tokens
         self.page = pages.arena.page_bytes
         self._places: list[_Place] = []

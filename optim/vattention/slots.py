@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from optim.cache import SlotCache, Step
+from optim.errors import SlotLostError
 from optim.prefix import Prefix, Sharing
 from optim.slot_layers import SlotLayer, StaticLayerSlots
 from optim.vattention.arena import Arena, KVMemoryError
@@ -153,7 +154,11 @@ class VAttentionSlotCache(SlotCache):
         prefix = Prefix(self.lengths[slot], self._states(shared, slot), shared=shared)
         # The slot gives its own copy up for the shared one.
         self._pages.clear_row(slot)
-        self._attach(slot, shared)
+        try:
+            self._attach(slot, shared)
+        except KVMemoryError as error:
+            prefix.close()
+            raise SlotLostError(f"a prompt could not be shared: {error}") from error
         return prefix
 
     @torch.inference_mode()
