@@ -46,7 +46,7 @@ class Renamed(Doubled, frozen=True):
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_BUILT_IN", {"doubled": Doubled, "renamed": Renamed})
+    monkeypatch.setattr(registry, "BUILT_IN", {"doubled": Doubled, "renamed": Renamed})
 
 
 def test_loads_in_the_dtype_that_is_asked(tiny_model_folder: Path) -> None:
