@@ -33,8 +33,13 @@ class VAttentionCache(Cache):  # type: ignore[misc]
     Layers of other kinds are transformers' own. Beams, crops, several turns and changes of the
     number of rows work as with `DynamicCache`, with the same logits, bit for bit with base pages.
     `max_length` bounds a row in tokens (KVMemoryError beyond); without it a row's range is that of
-    the model's context length, and is moved to a larger one at need. The memory goes with the last
+    the model's context length, and is moved to a larger one at need. `device` is where the model
+    is: it makes the arena, and with it the error where there is none, at once instead of with the
+    first tokens; an `arena` that is given is this cache's alone. The memory goes with the last
     reference to the cache and to what `update` returned, or with `close`.
+
+    After a KVMemoryError `reset` gives a cache that can be used again. It keeps no gradients, is
+    not offloaded, pickled or compiled, and a copy of it (`copy.deepcopy`) has memory of its own.
     """
 
     def __init__(
@@ -43,6 +48,7 @@ class VAttentionCache(Cache):  # type: ignore[misc]
         *,
         max_length: int | None = None,
         settings: Settings | None = None,
+        device: torch.device | str | None = None,
         arena: Arena | None = None,
     ) -> None:
         self._config, self._max_length = config, max_length
@@ -50,16 +56,18 @@ class VAttentionCache(Cache):  # type: ignore[misc]
         known = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
         length = max_length or known or DEFAULT_LENGTH
         self._rows = Rows(lambda device: arena or new_arena(chosen, device), chosen, max_length)
+        if arena is None and device is not None:
+            self._rows.arena = new_arena(chosen, torch.device(device))
         super().__init__(
             layers=[
                 ArenaLayer(self._rows, length) if type(layer) is DynamicLayer else layer
                 for layer in DynamicCache(config=config).layers
             ]
         )
+        self._note_others()
 
-    @property
-    def _others(self) -> list[Any]:
-        return [layer for layer in self.layers if not isinstance(layer, ArenaLayer)]
+    def _note_others(self) -> None:
+        self._rows.others = [x for x in self.layers if not isinstance(x, ArenaLayer)]
 
     def crop(self, tokens_to_remove: int) -> None:
         """Remove so many tokens, given as a negative number; their pages are released."""
@@ -68,51 +76,57 @@ class VAttentionCache(Cache):  # type: ignore[misc]
 
     def reset(self) -> None:
         """Forget everything and give the memory back; the cache can be filled again."""
-        for layer in self._others:
-            layer.reset()
-        self._rows.release()
+        self._rows.reset()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Let row i hold what row beam_idx[i] held."""
-        for layer in self._others:
-            layer.reorder_cache(beam_idx)
         self._rows.select(beam_idx)
+        for layer in self._rows.others:
+            layer.reorder_cache(beam_idx)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat each row so many times."""
-        for layer in self._others:
-            layer.batch_repeat_interleave(repeats)
+        """Repeat each row so many times; all is reset where that raises KVMemoryError."""
         if self._rows.pages is not None:
             rows = torch.arange(self._rows.pages.num_rows)
             self._rows.select(rows.repeat_interleave(repeats))
+        for layer in self._rows.others:
+            layer.batch_repeat_interleave(repeats)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these rows, in this order; indices or a mask."""
-        for layer in self._others:
-            layer.batch_select_indices(indices)
+        """Keep these rows, in this order, given as indices or a mask; may raise as repeating."""
         if self._rows.pages is not None:
             rows = torch.arange(self._rows.pages.num_rows)
             self._rows.select(rows[indices.cpu()])
+        for layer in self._rows.others:
+            layer.batch_select_indices(indices)
 
     # --- memory --------------------------------------------------------------------------------
 
     def accounts(self) -> KVAccounts:
-        """Bytes of keys and values, those of transformers' own layers included."""
-        other = sum(
-            tensor.numel() * tensor.element_size()
-            for layer in self._others
+        """Bytes of keys and values, those of transformers' own layers included.
+
+        Those hold whole tensors of which they may use a part, after a long prompt for example.
+        """
+        tensors = [
+            tensor
+            for layer in self._rows.others
             for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None))
             if tensor is not None
-        )
-        pages = self._rows.pages
-        if pages is None:
-            return KVAccounts(other, other, other)
-        used = sum(x.length * x.bytes_per_token for x in self._rows.layers) * pages.num_rows
-        committed, reserved = pages.held_bytes()
-        return KVAccounts(used + other, committed + other, reserved + other)
+        ]
+        used = sum(x.numel() * x.element_size() for x in tensors)
+        held = sum(x.untyped_storage().nbytes() for x in tensors)
+        pages, arena = self._rows.pages, self._rows.arena
+        if pages is not None:
+            used += sum(x.length * x.bytes_per_token for x in self._rows.layers) * pages.num_rows
+            pages.join()
+        if arena is None:
+            return KVAccounts(used, held, held)
+        # Of the arena, which keeps what is pooled, and what it could not unmap when it was closed.
+        committed = arena.committed_bytes + arena.pooled_bytes
+        return KVAccounts(used, held + committed, held + arena.reserved_bytes)
 
     def audit(self) -> int:
         """Committed bytes of the arena as the system counts them."""
@@ -121,9 +135,11 @@ class VAttentionCache(Cache):  # type: ignore[misc]
         return 0 if self._rows.arena is None else self._rows.arena.audit()
 
     def close(self) -> None:
-        """Unmap everything; LiveTensorError while somebody looks at what `update` returned."""
-        for layer in self._rows.layers:
-            layer.detach()
+        """Forget everything and unmap it. To be repeated after a LiveTensorError.
+
+        Raises LiveTensorError while somebody looks at what `update` returned; that stays readable.
+        """
+        self._rows.forget()
         if self._rows.pages is not None:
             self._rows.pages.join()
             self._rows.pages = None
@@ -148,12 +164,14 @@ class VAttentionCache(Cache):  # type: ignore[misc]
     def __deepcopy__(self, memo: dict[int, Any]) -> VAttentionCache:
         """A cache of its own, in an arena of its own, with the same tokens."""
         made = VAttentionCache(self._config, max_length=self._max_length, settings=self._settings)
-        with torch.inference_mode():
+        memo[id(self)] = made
+        with torch.no_grad():
             for index, layer in enumerate(self.layers):
                 if not isinstance(layer, ArenaLayer):
                     made.layers[index] = copy.deepcopy(layer, memo)
                 elif layer.length:
                     made.layers[index].update(layer.keys, layer.values)
+        made._note_others()
         return made
 
     def __reduce__(self) -> Any:

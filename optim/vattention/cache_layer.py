@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,10 +32,13 @@ class Rows:
         """Tokens that a row may hold; None where its range is moved to a larger one at need."""
         self.arena: Arena | None = None
         self.pages: PageTable | None = None
+        self.others: list[Any] = []
+        """Transformers' own layers, which hold the same sequences: they are reset with the rest."""
         # Weak, since layers refer here: memory has to go with the last reference to the cache.
         self._layers: list[weakref.ref[ArenaLayer]] = []
         self._new_arena = new_arena
-        self._ready = 0  # tokens that every layer has pages for
+        self._device: torch.device | None = None
+        self._ready = 0  # tokens that every layer has pages for; fewer where that is unknown
 
     @property
     def layers(self) -> list[ArenaLayer]:
@@ -49,68 +53,91 @@ class Rows:
         if self.pages is None:
             if self.arena is None:
                 self.arena = self._new_arena(device)
+            self._device = device
             self.pages = PageTable(self.arena, num_rows, max_length)
-        if self.pages.num_rows != num_rows:
+        self.check(num_rows)
+        if device != self._device:
+            raise ValueError(f"the cache is on {self._device} and is given tensors on {device}")
+        self._ready = 0  # nothing is committed for the layer that comes
+        return self.pages
+
+    def check(self, num_rows: int) -> None:
+        """ValueError where tokens come in another number of rows than there are."""
+        if self._pages().num_rows != num_rows:
             raise ValueError(
-                f"the cache holds {self.pages.num_rows} rows and is given {num_rows}: use "
+                f"the cache holds {self._pages().num_rows} rows and is given {num_rows}: use "
                 "batch_repeat_interleave or batch_select_indices, or reset it"
             )
-        return self.pages
 
     def make_room(self, tokens: int, *, is_new: bool) -> None:
         """Commit what `tokens` per row need in every layer, and begin with what comes next."""
-        if tokens <= self._ready and not is_new:
+        if tokens <= self._ready:
             return
-        pages = self._pages()
-        if tokens > pages.max_length:
+        if tokens > self._pages().max_length:
             self._lengthen(tokens)
-            pages = self._pages()
-        wanted_B = np.full(pages.num_rows, max(tokens, self._ready))
+        pages = self._pages()
+        wanted_B = np.full(pages.num_rows, tokens)
         pages.grow(wanted_B)
-        self._ready = int(wanted_B[0])
+        self._ready = tokens
         ahead = self.settings.look_ahead
         if ahead and not is_new and not pages.has_room(wanted_B + 1):
             pages.prefetch(wanted_B + ahead)
 
     def trim(self) -> None:
-        """Release what no layer needs, beyond what may be kept."""
+        """Release what no layer needs, now or ahead, beyond what may be kept."""
         if self.pages is None:
             return
         longest = max((layer.length for layer in self.layers), default=0)
-        needed_B = np.full(self.pages.num_rows, longest)
         self._ready = min(self._ready, longest)
-        if int(self.pages.excess_bytes_B(needed_B).sum()) > self.settings.kept_bytes:
+        # Without the look-ahead, each crop of a rejected guess would undo what the next one needs.
+        needed = longest + self.settings.look_ahead if longest else 0
+        needed_B = np.full(self.pages.num_rows, needed)
+        if self.pages.excess_bytes_B(needed_B).sum() > self.settings.kept_bytes:
             self.pages.shrink(needed_B)
 
     def select(self, index: Tensor) -> None:
-        """Let row i hold what row index[i] held, for as many rows as the index has."""
+        """Let row i hold what row index[i] held, for as many rows as the index has.
+
+        Raises KVMemoryError where another number of rows does not fit; everything is then reset.
+        """
         if self.pages is None:
             return
         chosen = index.tolist()
-        if len(chosen) == self.pages.num_rows:
-            for layer in self.layers:
-                layer.take_rows(index)
-        else:
+        if not chosen:
+            raise ValueError("a cache keeps at least one row: reset it to forget all of them")
+        if len(chosen) != self.pages.num_rows:
             self._rebuild(chosen, self.pages.max_length)
+            return
+        changed = [row for row, taken in enumerate(chosen) if row != taken]
+        if changed:
+            for layer in self.layers:
+                layer.take_rows(changed, index[changed])
 
-    def release(self) -> None:
-        """Give all memory back; the next tokens may come in another number of rows."""
-        for layer in self.layers:
-            layer.detach()
+    def reset(self) -> None:
+        """Forget everything and give all memory back; what comes next may have other rows."""
+        self.forget()
         if self.pages is not None:
             _drop_all(self.pages)
-        self.pages, self._ready = None, 0
+            self.pages = None
+
+    def forget(self) -> None:
+        """Forget everything in every layer; the memory stays."""
+        for layer in self.others:
+            layer.reset()
+        for layer in self.layers:
+            layer.detach()
+        self._ready = 0
 
     def _pages(self) -> PageTable:
         assert self.pages is not None
         return self.pages
 
     def _lengthen(self, tokens: int) -> None:
-        pages = self._pages()
         if self.limit is not None:
             raise KVMemoryError(
                 f"the sequence has {tokens} tokens and the cache was made for {self.limit}"
             )
+        pages = self._pages()
         self._rebuild(list(range(pages.num_rows)), max(tokens, 2 * pages.max_length))
 
     def _rebuild(self, chosen: list[int], max_length: int) -> None:
@@ -120,13 +147,13 @@ class Rows:
         try:
             for layer in self.layers:
                 layer.move_to(old, new, chosen)
-        except KVMemoryError:
+        except BaseException:
             # Some layers have moved and some have not: there is no cache left to go on with.
             _drop_all(new)
-            self.release()
+            self.reset()
             raise
         self.pages = new
-        self._ready = int(new.tokens_B.max(initial=0))
+        self._ready = 0  # a forward that failed midway leaves layers of several lengths
 
 
 def _drop_all(pages: PageTable) -> None:
@@ -154,9 +181,8 @@ class ArenaLayer(CacheLayerMixin):  # type: ignore[misc]
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
         pages = self.rows.begin(key_states.shape[0], self.max_length, self.device)
-        self._reserve(
-            pages, [(x.shape[1], x.shape[3], x.dtype) for x in (key_states, value_states)]
-        )
+        shapes = [(x.shape[1], x.shape[3], x.dtype) for x in (key_states, value_states)]
+        self._reserve(pages, shapes)
         self.is_initialized = True
 
     def _reserve(self, pages: PageTable, shapes: list[tuple[int, int, torch.dtype]]) -> None:
@@ -185,24 +211,31 @@ class ArenaLayer(CacheLayerMixin):  # type: ignore[misc]
         is_new = not self.is_initialized
         if is_new:
             self.lazy_initialization(key_states, value_states)
-        elif key_states.shape[0] != self.num_rows:
-            self.rows.begin(key_states.shape[0], self.max_length, self.device)
-        total = self.length + key_states.shape[2]
+        count = key_states.shape[2]
+        total = self.length + count
         self.rows.make_room(total, is_new=is_new)
         assert self._whole is not None
         for whole, new in zip(self._whole, (key_states, value_states), strict=True):
-            whole[:, :, self.length : total] = new
+            target = whole.narrow(2, self.length, count)
+            # A copy would repeat and round what does not fit.
+            if target.shape != new.shape or target.dtype is not new.dtype:
+                self._refuse(target, new)
+            target.copy_(new)
         return self._show(total)
 
-    @property
-    def num_rows(self) -> int:
-        return self._whole[0].shape[0] if self._whole else 0
+    def _refuse(self, target: Tensor, new: Tensor) -> None:
+        self.rows.check(new.shape[0])
+        raise ValueError(
+            f"the cache takes {target.dtype} of shape {list(target.shape)} here and is given "
+            f"{new.dtype} of shape {list(new.shape)}"
+        )
 
     def _show(self, length: int) -> tuple[Tensor, Tensor]:
         assert self._whole is not None
-        key, value = (whole[:, :, :length] for whole in self._whole)
-        self.keys, self.values, self.length = key, value, length
-        return key, value
+        key, value = self._whole
+        self.keys, self.values = key.narrow(2, 0, length), value.narrow(2, 0, length)
+        self.length = length
+        return self.keys, self.values
 
     def get_seq_length(self) -> int:
         return self.length
@@ -222,33 +255,27 @@ class ArenaLayer(CacheLayerMixin):  # type: ignore[misc]
         if self.is_initialized:
             self._show(max(self.length + tokens_to_remove, 0))
 
-    def reset(self) -> None:
-        """Forget all tokens; the memory goes when the cache releases it."""
-        self.detach()
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        self.take_rows(beam_idx)
-
-    def take_rows(self, index: Tensor) -> None:
-        """Let row i hold what row index[i] held; one tensor is held twice meanwhile."""
+    def take_rows(self, changed: list[int], index: Tensor) -> None:
+        """Let the changed rows hold what the rows of the index held."""
         if self.length and self._whole is not None:
-            if len(index) != self.num_rows:
-                raise ValueError("the number of rows is changed through the cache, for all layers")
             for whole in self._whole:
-                held = whole[:, :, : self.length]
-                held.copy_(held.index_select(0, index.to(held.device)))
+                held = whole.narrow(2, 0, self.length)
+                taken = held.index_select(0, index.to(held.device))
+                for place, row in enumerate(changed):
+                    held[row] = taken[place]
 
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        raise RuntimeError("rows are repeated through the cache, for all layers at once")
+    def _refuse_alone(self, *args: object) -> None:
+        raise RuntimeError(
+            "the layers of a vattention cache have their memory in common: reset it and change its "
+            "rows through the cache"
+        )
 
-    def batch_select_indices(self, indices: Tensor) -> None:
-        raise RuntimeError("rows are selected through the cache, for all layers at once")
+    reset = reorder_cache = batch_repeat_interleave = batch_select_indices = _refuse_alone
 
     def offload(self) -> None:
         raise RuntimeError("a vattention cache is not offloaded: it commits only what is used")
 
-    def prefetch(self) -> None:
-        raise RuntimeError("a vattention cache is not offloaded: it commits only what is used")
+    prefetch = offload
 
     def detach(self) -> None:
         """Forget tokens and tensors."""
@@ -258,9 +285,9 @@ class ArenaLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def move_to(self, old: PageTable, new: PageTable, chosen: list[int]) -> None:
         """Copy the chosen rows to another table, and give the old ones up."""
-        if self._whole is None:
-            return
         before, regions, length = self._whole, self._regions, self.length
+        if before is None:
+            return
         self._reserve(new, self._shapes)
         new.grow(np.full(new.num_rows, length))
         assert self._whole is not None
