@@ -206,10 +206,11 @@ class Arena(ABC):
 
     def close(self) -> None:
         """Give everything back at once; LiveTensorError while a tensor looks at it."""
-        for reservation in self._reservations:
-            reservation.close()
-        self._reservations.clear()
-        self.reserved_bytes = self.committed_bytes = 0
+        while self._reservations:
+            # What is closed is no longer asked for in an audit: others may map its addresses.
+            self._reservations[-1].close()
+            self.reserved_bytes -= self._reservations.pop().num_bytes
+        self.committed_bytes = 0
         for shared, count in self._shared.items():
             shared.note_mappings(-count)
         self._shared.clear()
