@@ -22,7 +22,8 @@ from optim.model import LanguageModel, Vocabulary
 from optim.vattention import mappings
 from optim.vattention.arena import KVMemoryError
 from optim.vattention.settings import Settings
-from optim.vattention.slots import ArenaLayerSlots, VAttentionSlotCache
+from optim.vattention.slot_layer import ArenaLayerSlots
+from optim.vattention.slots import VAttentionSlotCache
 
 GIB = 1 << 30
 

@@ -11,7 +11,6 @@ import logging
 import math
 import subprocess
 import sys
-from time import perf_counter
 from typing import Any
 
 import psutil
@@ -20,6 +19,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedM
 
 from benchmarks.kv_decode import small_llama
 from benchmarks.kv_memory import FACTORIES, items_between, run_trace
+from benchmarks.ragged import serve
 
 BATCH, COUNT = 8, 24
 PAGE_TOKENS = 256
@@ -54,21 +54,10 @@ def pool_run(num_blocks: int | None) -> dict[str, Any]:
     with model.continuous_batching_context_manager(
         generation_config=generation, continuous_batching_config=settings
     ) as manager:
-        manager.add_request(list(items[0].prompt), max_new_tokens=2)
-        while (result := manager.get_result(timeout=5)) is None or not result.is_finished():
-            pass
+        serve(manager, items[:1])  # warmed up, and the pool is there
         cache = manager.batch_processor.cache
         pool = cache.cache_tensor.nbytes
-        start = perf_counter()
-        for item in items:
-            manager.add_request(list(item.prompt), max_new_tokens=item.num_new)
-        done = 0
-        while done < len(items):
-            result = manager.get_result(timeout=5)
-            if result is not None and result.is_finished():
-                assert result.error is None, result.error
-                done += 1
-        wall_s = perf_counter() - start
+        wall_s = serve(manager, items)
         resident = process.memory_info().rss - before
     return {
         "pool_bytes": pool,

@@ -130,15 +130,20 @@ def continuous_runner(
         with model.continuous_batching_context_manager(
             generation_config=generation, continuous_batching_config=settings
         ) as manager:
-            start = perf_counter()
-            for item in items:
-                manager.add_request(list(item.prompt), max_new_tokens=item.num_new)
-            done = 0
-            while done < len(items):
-                result = manager.get_result(timeout=5)
-                if result is not None and result.is_finished():
-                    assert result.error is None, result.error
-                    done += 1
-            return perf_counter() - start
+            return serve(manager, items)
 
     return run
+
+
+def serve(manager: Any, items: list[Item]) -> float:
+    """Seconds that a continuous-batching manager takes for a trace."""
+    start = perf_counter()
+    for item in items:
+        manager.add_request(list(item.prompt), max_new_tokens=item.num_new)
+    done = 0
+    while done < len(items):
+        result = manager.get_result(timeout=5)
+        if result is not None and result.is_finished():
+            assert result.error is None, result.error
+            done += 1
+    return perf_counter() - start

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -36,21 +37,32 @@ class Prefix:
     """Logits after the last token: whoever forks it has no forward of its own to get them."""
     shared: SharedStates | None = None
     """Where the states of full-attention layers lie, in a cache that can share them."""
+    num_copied_bytes: int | None = None
+    """Of states that lie elsewhere; None for all of them."""
 
     @property
     def num_bytes(self) -> int:
         """Of its own memory."""
-        if self.shared is not None:
-            return self.shared.num_bytes
-        return sum(t.numel() * t.element_size() for pair in self.states for t in pair)
+        return self._copied_bytes + (self.shared.num_bytes if self.shared is not None else 0)
 
     @property
     def unmapped_bytes(self) -> int:
         """What no cache counts."""
-        return 0 if self.shared is not None and self.shared.is_mapped else self.num_bytes
+        if self.shared is not None and self.shared.is_mapped:
+            return self._copied_bytes
+        return self.num_bytes
+
+    @property
+    def _copied_bytes(self) -> int:
+        return bytes_of(self.states) if self.num_copied_bytes is None else self.num_copied_bytes
 
     def close(self) -> None:
         """Forget it; its memory goes as soon as no slot shares it."""
         self.states = []
         if self.shared is not None:
             self.shared.close()
+
+
+def bytes_of(states: Iterable[tuple[Tensor, Tensor]]) -> int:
+    """Bytes of keys and values."""
+    return sum(t.numel() * t.element_size() for pair in states for t in pair)

@@ -57,10 +57,28 @@ def optimization(name: str, settings: Mapping[str, Any]) -> Optimization:
     try:
         made: Optimization = kind.model_validate(dict(settings))  # type: ignore[attr-defined]
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join([name, *map(str, first["loc"])])
-        raise InputError(first["msg"], field=f"optimizations.{field}") from error
+        raise _input_error(name, kind, error) from error
     return made
+
+
+def _input_error(name: str, kind: type[Optimization], error: ValidationError) -> InputError:
+    """The first thing that is wrong with settings, with the field and how to mend it."""
+    first = error.errors()[0]
+    path = ".".join(map(str, first["loc"]))
+    field = f"optimizations.{name}.{path}"
+    if first["type"] != "extra_forbidden":
+        return InputError(
+            f"{first['msg']}, got {first['input']!r}",
+            field=field,
+            mend="What it may be is in docs/optimizations.md",
+        )
+    known = list(kind.model_fields)  # type: ignore[attr-defined]
+    return InputError(f"{name} has no setting {path!r}", field=field, mend=_known(path, known))
+
+
+def _known(wrong: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(wrong, known, n=1)
+    return f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known) or 'none yet'}"
 
 
 def apply_all(lm: LanguageModel, optimizations: Iterable[Optimization]) -> LanguageModel:
@@ -77,7 +95,8 @@ def _find(name: str) -> type[Optimization]:
         if point.name == name:
             loaded: type[Optimization] = point.load()
             return loaded
-    known = names()
-    near = difflib.get_close_matches(name, known, n=1)
-    mend = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known) or 'none yet'}"
-    raise InputError(f"there is no optimisation called {name!r}", field="optimizations", mend=mend)
+    raise InputError(
+        f"there is no optimisation called {name!r}",
+        field="optimizations",
+        mend=_known(name, names()),
+    )

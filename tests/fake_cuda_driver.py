@@ -8,6 +8,7 @@ segmentation fault. What it is told that breaks a rule is a `Misuse`.
 from __future__ import annotations
 
 import ctypes
+import gc
 import mmap
 import os
 import threading
@@ -278,3 +279,18 @@ class FakeDriver:
         if made == _FAILED:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
         return int(made)
+
+
+@contextmanager
+def checked_driver(page_bytes: int) -> Iterator[FakeDriver]:
+    """A driver to which everything has to have gone back, whether somebody closed or not."""
+    made = FakeDriver(page_bytes)
+    yield made
+    gc.collect()
+    assert made.is_empty()
+
+
+def out_of_memory_at(number: int) -> Callable[[int], Exception | None]:
+    return lambda turn: (
+        DeviceMemoryError("call", "CUDA_ERROR_OUT_OF_MEMORY") if turn == number else None
+    )

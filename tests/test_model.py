@@ -137,6 +137,19 @@ def test_unknown_optimisation_and_setting() -> None:
         optimization("doubled", {"factor": "much"})
 
 
+def test_wrong_settings_are_named_with_what_would_be_right() -> None:
+    from optim.vattention.optimization import VAttention
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "BUILT_IN", {"vattention": VAttention})
+        with pytest.raises(InputError, match=r"has no setting 'budget'.*Did you mean budget_bytes"):
+            optimization("vattention", {"budget": 5})
+        with pytest.raises(InputError, match=r"has no setting 'zz'. Known: pages, reclaim"):
+            optimization("vattention", {"zz": 5})
+        with pytest.raises(InputError, match=r"vattention\.reclaim: .*'deferred', got 'lazy'"):
+            optimization("vattention", {"reclaim": "lazy"})
+
+
 def test_unknown_cache() -> None:
     with pytest.raises(InputError, match="dynamic, static"):
         cache_factory("paged")

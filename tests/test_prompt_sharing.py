@@ -141,6 +141,18 @@ def test_every_cache_forks_what_another_prefilled(first: str) -> None:
     assert store.num_bytes == 0
 
 
+@pytest.mark.parametrize("cache", CACHE_NAMES)
+def test_a_prompt_s_bytes_are_those_of_all_its_layers(cache: str) -> None:
+    lm = tiny_models.model("gemma3")  # two sliding layers with a window of 12, one full layer
+    store = PrefixStore(keeps=True)
+    made = engine(lm, cache, batch_size=1, prefixes=store)
+    made.share(requests(["x" * 100], seeds=1))
+    per_token = 2 * 2 * 16 * 4  # key and value, heads, head size, bytes of fp32
+    sliding = 2 * 11 * per_token
+    full = 2 * 2 * 2 * 4096 if cache == "vattention" else 100 * per_token  # in whole pages
+    assert store.num_bytes == store.unmapped_bytes == sliding + full
+
+
 def test_a_full_store_leaves_prompts_to_their_owners() -> None:
     lm = tiny_models.model("llama")
     store = PrefixStore(keeps=True, max_bytes=1)

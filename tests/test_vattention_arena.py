@@ -6,12 +6,12 @@ import mmap
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 import torch
+from page_ranges import page_ranges
 
 from optim.errors import InputError
 from optim.vattention import advice, host_memory, linux, mappings
@@ -25,14 +25,6 @@ from optim.vattention.settings import Settings
 PAGE = mmap.PAGESIZE
 
 
-def spans(reservation: Any, *ranges: tuple[int, int]) -> Spans:
-    """Ranges of (first page, number of pages)."""
-    return Spans(
-        np.array([reservation.address + first * PAGE for first, _ in ranges], np.int64),
-        np.array([count * PAGE for _, count in ranges], np.int64),
-    )
-
-
 @pytest.fixture
 def arena() -> Iterator[LinuxArena]:
     made = LinuxArena()
@@ -43,10 +35,10 @@ def arena() -> Iterator[LinuxArena]:
 def test_books_are_what_the_kernel_says(arena: LinuxArena) -> None:
     first, second = arena.reserve(100 * PAGE), arena.reserve(50 * PAGE)
     assert (arena.reserved_bytes, arena.committed_bytes, arena.audit()) == (150 * PAGE, 0, 0)
-    arena.commit(spans(first, (0, 3), (10, 5)))
-    arena.commit(spans(second, (49, 1)))
+    arena.commit(page_ranges(first, PAGE, (0, 3), (10, 5)))
+    arena.commit(page_ranges(second, PAGE, (49, 1)))
     assert arena.committed_bytes == arena.audit() == 9 * PAGE
-    arena.release(spans(first, (10, 5)))
+    arena.release(page_ranges(first, PAGE, (10, 5)))
     assert arena.committed_bytes == arena.audit() == 4 * PAGE
     assert arena.peak_bytes == 9 * PAGE
 
@@ -56,9 +48,9 @@ def test_reading_commits_nothing_and_released_pages_are_zero(arena: LinuxArena) 
     flat = reservation.tensor(torch.float32)
     assert float(flat.sum()) == 0
     assert arena.audit() == 0
-    arena.commit(spans(reservation, (0, 2)))
+    arena.commit(page_ranges(reservation, PAGE, (0, 2)))
     flat[: 2 * PAGE // 4] = 7
-    arena.release(spans(reservation, (0, 1)))
+    arena.release(page_ranges(reservation, PAGE, (0, 1)))
     assert float(flat[0]) == 0
     assert float(flat[PAGE // 4]) == 7
 
@@ -89,11 +81,11 @@ def test_reserves_ten_times_the_memory_and_fails_cleanly_beyond_the_address_spac
 def test_a_budget_refuses_and_leaves_everything_as_it_was() -> None:
     arena = LinuxArena(budget_bytes=4 * PAGE)
     reservation = arena.reserve(100 * PAGE)
-    arena.commit(spans(reservation, (0, 3)))
+    arena.commit(page_ranges(reservation, PAGE, (0, 3)))
     with pytest.raises(KVMemoryError, match="do not fit the budget"):
-        arena.commit(spans(reservation, (3, 2)))
+        arena.commit(page_ranges(reservation, PAGE, (3, 2)))
     assert arena.committed_bytes == arena.audit() == 3 * PAGE
-    arena.commit(spans(reservation, (3, 1)))
+    arena.commit(page_ranges(reservation, PAGE, (3, 1)))
     with pytest.raises(KVMemoryError, match="no memory left for a shared prompt"):
         arena.new_shared(PAGE)
     arena.close()
@@ -103,9 +95,9 @@ def test_a_host_without_memory_refuses_instead_of_killing() -> None:
     left = RESERVE_BYTES + 10 * PAGE
     arena = LinuxArena(memory=HostMemory(look=lambda: left))
     reservation = arena.reserve(100 * PAGE)
-    arena.commit(spans(reservation, (0, 10)))
+    arena.commit(page_ranges(reservation, PAGE, (0, 10)))
     with pytest.raises(KVMemoryError, match="the host has no"):
-        arena.commit(spans(reservation, (10, 11)))
+        arena.commit(page_ranges(reservation, PAGE, (10, 11)))
     assert arena.audit() == 10 * PAGE
     arena.close()
 
@@ -124,14 +116,14 @@ def test_a_kernel_that_refuses_midway_leaves_nothing_committed(
 
     monkeypatch.setattr(linux, "advise_all", fails_after_the_first)
     with pytest.raises(KVMemoryError, match="Cannot allocate memory"):
-        arena.commit(spans(reservation, (0, 2), (50, 2)))
+        arena.commit(page_ranges(reservation, PAGE, (0, 2), (50, 2)))
     assert arena.committed_bytes == arena.audit() == 0
 
 
 def test_closing_under_a_live_tensor_raises_and_never_crashes() -> None:
     arena = LinuxArena()
     reservation = arena.reserve(8 * PAGE)
-    arena.commit(spans(reservation, (0, 1)))
+    arena.commit(page_ranges(reservation, PAGE, (0, 1)))
     view = reservation.tensor(torch.float32)[3:9].view(2, 3)
     with pytest.raises(LiveTensorError, match="a tensor still looks"):
         arena.close()
@@ -145,7 +137,7 @@ def test_closing_under_a_live_tensor_raises_and_never_crashes() -> None:
 def test_memory_goes_with_the_last_tensor_where_nobody_closes() -> None:
     arena = LinuxArena()
     reservation = arena.reserve(1 << 30)
-    arena.commit(spans(reservation, (0, 1000)))
+    arena.commit(page_ranges(reservation, PAGE, (0, 1000)))
     address, end = reservation.address, reservation.address + reservation.num_bytes
     tensor = reservation.tensor(torch.uint8)
     del arena, reservation
@@ -188,9 +180,9 @@ def test_advice_without_the_vector_call_does_the_same(
 ) -> None:
     monkeypatch.setattr(advice, "_own_descriptor", lambda process: None)
     reservation = arena.reserve(100 * PAGE)
-    arena.commit(spans(reservation, (0, 2), (7, 3)))
+    arena.commit(page_ranges(reservation, PAGE, (0, 2), (7, 3)))
     assert arena.audit() == 5 * PAGE
-    arena.release(spans(reservation, (0, 2), (7, 3)))
+    arena.release(page_ranges(reservation, PAGE, (0, 2), (7, 3)))
     assert arena.audit() == 0
 
 
@@ -199,7 +191,7 @@ def test_shared_memory_is_there_once_and_copied_on_write(arena: LinuxArena) -> N
     shared.tensor(torch.uint8)[:] = 3
     reservation = arena.reserve(100 * PAGE)
     before = mappings.count()
-    places = spans(reservation, (10, 2), (50, 2))
+    places = page_ranges(reservation, PAGE, (10, 2), (50, 2))
     assert arena.map_shared(shared, np.array([PAGE, PAGE]), places)
     flat = reservation.tensor(torch.uint8)
     assert set(flat[10 * PAGE : 12 * PAGE].tolist()) == {3}
@@ -213,7 +205,7 @@ def test_shared_memory_is_there_once_and_copied_on_write(arena: LinuxArena) -> N
     assert int(flat[10 * PAGE]) == int(flat[50 * PAGE]) == 0
     assert (arena.shared_bytes, arena.audit()) == (0, 0)
     assert mappings.count() == before - 1, "nothing is split, and the memory is mapped nowhere"
-    arena.commit(spans(reservation, (10, 1)))
+    arena.commit(page_ranges(reservation, PAGE, (10, 1)))
 
 
 def test_shared_memory_goes_when_closed_and_not_mapped(arena: LinuxArena) -> None:
@@ -232,7 +224,7 @@ def test_shared_memory_of_one_arena_can_be_mapped_in_another(arena: LinuxArena) 
     shared.tensor(torch.uint8)[:] = 5
     other = LinuxArena()
     reservation = other.reserve(10 * PAGE)
-    other.map_shared(shared, np.array([0]), spans(reservation, (4, 1)))
+    other.map_shared(shared, np.array([0]), page_ranges(reservation, PAGE, (4, 1)))
     shared.close()
     assert int(reservation.tensor(torch.uint8)[4 * PAGE]) == 5
     other.close()
@@ -243,7 +235,7 @@ def test_nothing_is_mapped_beyond_half_of_the_limit(
     arena: LinuxArena, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reservation, shared = arena.reserve(10 * PAGE), arena.new_shared(PAGE)
-    places = spans(reservation, (0, 1), (5, 1))
+    places = page_ranges(reservation, PAGE, (0, 1), (5, 1))
     monkeypatch.setattr(mappings, "_counted", 0)  # counted anew
     monkeypatch.setattr(mappings, "limit", lambda: mappings.count() + 3)
     assert not arena.map_shared(shared, np.array([0, 0]), places)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,10 +12,10 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
-from fake_cuda_driver import FakeDriver
+from fake_cuda_driver import FakeDriver, checked_driver
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_vattention_slots import ACTIONS, Plain, act, check_memory, leave
+from plain_slots import ACTIONS, Plain, act, check_memory, leave
 
 from cluster.completion import Completion, Request
 from cluster.engine import Engine
@@ -67,11 +66,8 @@ def launching(lm: LanguageModel, driver: FakeDriver) -> Iterator[None]:
 
 @pytest.fixture
 def driver() -> Iterator[FakeDriver]:
-    """After the test everything has to have gone back."""
-    made = FakeDriver(PAGE)
-    yield made
-    gc.collect()
-    assert made.is_empty()
+    with checked_driver(PAGE) as made:
+        yield made
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])

@@ -13,9 +13,9 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     pages: Literal["auto", "base", "huge"] = "auto"
-    """Base pages of the system (CPU), huge ones of 2 MiB, or what suits the device. Huge pages
-    commit faster and hold more that nobody uses, and on a CPU their token-major layout rounds
-    float32 logits differently from transformers' cache (by 4e-7 where that was measured)."""
+    """Base pages of the system (CPU), huge ones of 2 MiB, or what suits the device. On a CPU huge
+    pages are given back faster, hold more that nobody uses, are slower to attend to at long
+    contexts, and may change a float32 logit's last bits: their layout is token-major."""
     reclaim: Literal["eager", "deferred"] = "eager"
     """When a sequence ends, give its memory back, or keep it for the next one."""
     deferred_bytes: int = Field(default=64 << 20, ge=0)

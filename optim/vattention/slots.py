@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -12,50 +13,17 @@ from torch import Tensor
 
 from optim.cache import SlotCache, Step
 from optim.errors import SlotLostError
-from optim.prefix import Prefix, Sharing
-from optim.slot_layers import SlotLayer, StaticLayerSlots
+from optim.prefix import Prefix, Sharing, bytes_of
+from optim.slot_layers import SlotLayer
 from optim.vattention.arena import Arena, KVMemoryError
 from optim.vattention.backend import new_arena
 from optim.vattention.pages import PageTable
 from optim.vattention.settings import Settings
 from optim.vattention.shared_rows import SharedRow
-from optim.vattention.stripes import Region
+from optim.vattention.slot_layer import ArenaLayerSlots
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-class ArenaLayerSlots(StaticLayerSlots):
-    """Written and read like a static layer; committed as its rows grow."""
-
-    def __init__(self, pages: PageTable) -> None:
-        super().__init__(pages.num_rows, pages.max_length)
-        self._pages = pages
-        self.regions: list[Region] = []
-        """Of the keys and of the values; none before the first prompt."""
-
-    def allocate(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Reserve address space for tensors of these heads, head sizes and types."""
-        self._note_sizes(key, value)
-        self.regions = [self._pages.add(x.shape[1], x.shape[3], x.dtype) for x in (key, value)]
-        self.keys, self.values = (
-            region.tensor(x.shape[1], self.max_length, x.shape[3])
-            for region, x in zip(self.regions, (key, value), strict=True)
-        )
-        return self.keys, self.values
-
-    def _allocate(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        made = self.allocate(key, value)
-        self._pages.grow(self._pages.tokens_B)
-        return made
-
-    def move(self, src: int, dst: int, length: int) -> None:
-        """Nothing: the table moves all tensors at once."""
-
-    def clear(self, slot: int, first: int, last: int) -> None:
-        """Zero the tokens first..last of a slot, as far as they are committed."""
-        for region in self.regions:
-            region.clear(slot, first, last)
 
 
 class VAttentionSlotCache(SlotCache):
@@ -82,6 +50,7 @@ class VAttentionSlotCache(SlotCache):
         # are read, since a masked column is still multiplied, and 0 x NaN is NaN.
         self._written = [0] * num_slots
         self._shared: dict[int, SharedRow] = {}  # slot -> what its first pages are mapped to
+        self._sharers: Counter[SharedRow] = Counter()  # slots that map it
         super().__init__(model, num_slots, max_length)
 
     def new_full_layer(self) -> SlotLayer:
@@ -128,6 +97,9 @@ class VAttentionSlotCache(SlotCache):
 
     def release(self, slot: int) -> None:
         if shared := self._shared.pop(slot, None):
+            self._sharers[shared] -= 1
+            if not self._sharers[shared]:
+                del self._sharers[shared]
             shared.unmap(self._pages, slot)
             self._written[slot] = 0
         self._written[slot] = max(self._written[slot], self._pages.forget(slot))
@@ -140,7 +112,7 @@ class VAttentionSlotCache(SlotCache):
         if shared is not None:
             self._pages.clear_row(dst)
             if shared.map(self._pages, dst):
-                self._shared[dst] = shared
+                self._note_shared(dst, shared)
         self._pages.move(src, dst, self.lengths[src])
         super().move(src, dst)
         self._written[src] = 0  # its pages went with the move
@@ -151,7 +123,10 @@ class VAttentionSlotCache(SlotCache):
     def freeze(self, slot: int) -> Prefix:
         shared = SharedRow(self._pages, self.lengths[slot])
         shared.fill_from(self._pages, slot)
-        prefix = Prefix(self.lengths[slot], self._states(shared, slot), shared=shared)
+        states = self._states(shared, slot)
+        prefix = Prefix(
+            self.lengths[slot], states, shared=shared, num_copied_bytes=self._copied_bytes(states)
+        )
         # The slot gives its own copy up for the shared one.
         self._pages.clear_row(slot)
         try:
@@ -179,9 +154,13 @@ class VAttentionSlotCache(SlotCache):
             self._reclaim(0)
             is_mapped = shared.attach(self._pages, slot)
         if is_mapped:
-            self._shared[slot] = shared
+            self._note_shared(slot, shared)
         self._written[slot] = 0
         return is_mapped
+
+    def _note_shared(self, slot: int, shared: SharedRow) -> None:
+        self._shared[slot] = shared
+        self._sharers[shared] += 1
 
     @torch.inference_mode()
     def adopt(self, prefix: Prefix) -> None:
@@ -204,7 +183,13 @@ class VAttentionSlotCache(SlotCache):
                 states[index] = prefix.states[index]
         prefix.close()
         prefix.states, prefix.shared = states, shared
+        prefix.num_copied_bytes = self._copied_bytes(states)
         return shared
+
+    def _copied_bytes(self, states: list[tuple[Tensor, Tensor]]) -> int:
+        """Of the states that are not in shared memory."""
+        layers = zip(self.layers, states, strict=True)
+        return bytes_of(pair for layer, pair in layers if not isinstance(layer, ArenaLayerSlots))
 
     def _states(self, shared: SharedRow, slot: int | None) -> list[tuple[Tensor, Tensor]]:
         """Views of a shared prompt by layer, with a slot's own states of the other layers."""
@@ -231,7 +216,7 @@ class VAttentionSlotCache(SlotCache):
         committed, reserved = self._pages.held_bytes(slot)
         if slot is not None and (shared := self._shared.get(slot)):
             # Per slot its share, as in Pss.
-            committed += shared.num_bytes // list(self._shared.values()).count(shared)
+            committed += shared.num_bytes // self._sharers[shared]
         return committed, reserved
 
     def audit(self) -> tuple[int, int] | None:
@@ -250,6 +235,7 @@ class VAttentionSlotCache(SlotCache):
         self._pages.join()
         self.layers.clear()
         self._shared.clear()
+        self._sharers.clear()
         self._pages = PageTable(self.arena, self.num_slots, self.max_length)
         self.arena.close()
 
