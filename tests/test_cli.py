@@ -289,6 +289,9 @@ def test_interrupted_trial_is_resumed(
 ) -> None:
     """Ctrl-C (to the whole process group, as a terminal sends it) keeps what is committed."""
     spec = trial(seeds=40)
+    # A shell starts what runs in its background with SIGINT ignored, and children inherit that; a
+    # signal that is handled here is the default there, as for what a terminal starts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, "-m", "jobs", "evaluate", str(spec)],
         stdout=subprocess.PIPE,
@@ -298,6 +301,7 @@ def test_interrupted_trial_is_resumed(
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         start_new_session=True,
     )
+    signal.signal(signal.SIGINT, before)
     parts = tmp_path / "out" / "generations"
     deadline = time.monotonic() + 120
     while len(list(parts.rglob("part-*"))) < 20:
