@@ -52,16 +52,32 @@ PROSE_REPEATS = 3
 """Times that an epoch gives each piece of documentation; a module's source comes once."""
 
 
-def model_config() -> LlamaConfig:
+SHAPES: dict[str, dict[str, int]] = {
+    "demo": {
+        "hidden_size": 256,
+        "intermediate_size": 640,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+    },
+    # What a method does to one layer adds up over layers: deep, at about the same size.
+    "deep": {
+        "hidden_size": 192,
+        "intermediate_size": 512,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+    },
+}
+
+
+def model_config(shape: str = "demo") -> LlamaConfig:
     """A small model with the parts of a large one: grouped queries, RoPE, SwiGLU."""
     return LlamaConfig(
+        **SHAPES[shape],
         vocab_size=VOCABULARY_SIZE,
-        hidden_size=256,
-        intermediate_size=640,
-        num_hidden_layers=5,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=64,
         max_position_embeddings=CONTEXT_TOKENS,
         tie_word_embeddings=True,
         bos_token_id=None,
@@ -175,7 +191,9 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     os.replace(fresh, path)
 
 
-def train(work: Path, target: Path, steps: int, save_every_s: float, bf16: bool) -> None:
+def train(
+    work: Path, target: Path, shape: str, steps: int, save_every_s: float, bf16: bool
+) -> None:
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
     documents = list(training_documents())
@@ -188,7 +206,7 @@ def train(work: Path, target: Path, steps: int, save_every_s: float, bf16: bool)
         )
         tokenizer.save(str(tokenizer_path))
     tokens = packed_tokens(tokenizer, documents, steps * BATCH_TOKENS)
-    model: Any = LlamaForCausalLM(model_config())
+    model: Any = LlamaForCausalLM(model_config(shape))
     print(f"{sum(each.numel() for each in model.parameters())} parameters", flush=True)
     optimizers = new_optimizers(model)
     checkpoint = work / "checkpoint.pt"
@@ -262,13 +280,21 @@ def main() -> None:
         "--work", type=Path, required=True, help="folder for checkpoints, outside the repository"
     )
     parser.add_argument("--export", type=Path, required=True, help="folder for the model")
+    parser.add_argument("--shape", choices=SHAPES, default="demo")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--save-every-s", type=float, default=480.0)
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    train(arguments.work, arguments.export, arguments.steps, arguments.save_every_s, arguments.bf16)
+    train(
+        arguments.work,
+        arguments.export,
+        arguments.shape,
+        arguments.steps,
+        arguments.save_every_s,
+        arguments.bf16,
+    )
 
 
 if __name__ == "__main__":

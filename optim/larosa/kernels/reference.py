@@ -1,0 +1,43 @@
+"""What the kernels compute, in plain torch: the definition, for tests and nothing else."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def select(x_BD: Tensor, k: int, gain_D: Tensor | None = None) -> Tensor:
+    """`x * gain` with all but the `k` entries of largest magnitude of each row set to zero.
+
+    Exactly k are kept: of equal magnitudes the one with the lowest index comes first. A NaN counts
+    as larger than all else, so that it is never hidden. `gain_D` is float32; the product is rounded
+    to x's dtype before it is compared.
+    """
+    scaled_BD = x_BD if gain_D is None else (x_BD.float() * gain_D).to(x_BD.dtype)
+    if k >= scaled_BD.shape[-1]:
+        return scaled_BD
+    # A sort puts NaN above everything.
+    order_BD = torch.sort(scaled_BD.float().abs(), descending=True, stable=True).indices
+    kept_BD = torch.zeros_like(scaled_BD, dtype=torch.bool)
+    kept_BD.scatter_(-1, order_BD[..., :k], True)
+    return torch.where(kept_BD, scaled_BD, torch.zeros((), dtype=x_BD.dtype))
+
+
+def above(x_BD: Tensor, threshold: float, gain_D: Tensor | None = None) -> Tensor:
+    """`x * gain` with every entry of magnitude up to `threshold` set to zero; a NaN stays."""
+    scaled_BD = x_BD if gain_D is None else (x_BD.float() * gain_D).to(x_BD.dtype)
+    dropped_BD = scaled_BD.float().abs() <= threshold
+    return scaled_BD.masked_fill(dropped_BD, 0)
+
+
+def normalize(x_BD: Tensor, eps: float) -> Tensor:
+    """Each row over its root mean square, in float32 (RMSNorm without gain)."""
+    wide_BD = x_BD.float()
+    scale_B1 = torch.rsqrt(wide_BD.pow(2).mean(-1, keepdim=True) + eps)
+    return (wide_BD * scale_B1).to(x_BD.dtype)
+
+
+def sparse_linear(x_BD: Tensor, wt_DN: Tensor, bias_N: Tensor | None = None) -> Tensor:
+    """`x @ wt + bias` in float64, rounded to x's dtype."""
+    y_BN = x_BD.double() @ wt_DN.double()
+    return (y_BN if bias_N is None else y_BN + bias_N.double()).to(x_BD.dtype)
