@@ -9,7 +9,10 @@ STAMP := $(VENV)/.installed
 # Only what the tests of the machine's cores need: more threads than cores make everything slower.
 export OMP_NUM_THREADS ?= 1
 
-$(STAMP): pyproject.toml constraints.txt
+# The kernels are compiled by the installation.
+KERNELS := hatch_build.py $(wildcard optim/larosa/kernels/*.[ch])
+
+$(STAMP): pyproject.toml constraints.txt $(KERNELS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'

@@ -18,6 +18,9 @@ from optim.registry import optimization
 
 WARMUP_PROMPT, WARMUP_TOKENS = "The quick brown fox jumps over the lazy dog. " * 4, 8
 
+_AMOUNTS = {"skipped_bytes", "select_s"}
+"""Of what is metered: what adds up over the cells of a call."""
+
 
 @dataclass
 class Arm:
@@ -38,7 +41,7 @@ class Arm:
         requests = [Request(str(i), WARMUP_PROMPT, params) for i in range(count)]
         self.is_warm = all(c.error is None for c in self.engine.generate(requests))
 
-    def memory_facts(self, num_cells: int) -> dict[str, Any]:
+    def facts(self, num_cells: int) -> dict[str, Any]:
         """Of the engine's last call; what adds up over time is shared out to its cells."""
         stats, store = self.engine.stats, self.engine.prefixes
         books, system = stats.kv_audit or (None, None)
@@ -57,8 +60,17 @@ class Arm:
             "kv_books_bytes": books,
             "kv_system_bytes": system,
             "num_shared_prefills": None if store is None else store.num_prefills,
+            **self._metered(num_cells),
             "process_rss_bytes": psutil.Process().memory_info().rss,
             **self._device_memory(),
+        }
+
+    def _metered(self, num_cells: int) -> dict[str, Any]:
+        """What an optimisation counted; amounts are shared out, shares are not."""
+        facts = {} if self.engine.lm.meter is None else self.engine.lm.meter.facts()
+        return {
+            name: value / num_cells if value is not None and name in _AMOUNTS else value
+            for name, value in facts.items()
         }
 
     def _device_memory(self) -> dict[str, Any]:

@@ -180,6 +180,7 @@ class Batch:
         inputs = torch.tensor([[s.last_token] for s in active], device=engine.lm.device)
         with self.cache.decode(len(active)) as step:
             logits = engine.forward(
+                "decode",
                 input_ids=inputs,
                 past_key_values=step.cache,
                 attention_mask=step.attention_mask,

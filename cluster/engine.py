@@ -22,7 +22,7 @@ from cluster.sampling import Sampler, step_key
 from cluster.sequence import Sequence
 from optim.cache import CacheFactory, SlotCache
 from optim.errors import SequenceError
-from optim.model import LanguageModel
+from optim.model import LanguageModel, PhaseName
 
 
 class Engine:
@@ -57,6 +57,8 @@ class Engine:
 
     def reset_stats(self) -> None:
         self.stats = EngineStats()
+        if self.lm.meter is not None:
+            self.lm.meter.reset()
 
     # --- generating ----------------------------------------------------------------------------
 
@@ -108,6 +110,7 @@ class Engine:
         inputs = torch.tensor([ids], device=self.lm.device)
         with cache.prefill(slot, len(ids)) as step:
             return self.forward(
+                "prefill",
                 input_ids=inputs,
                 past_key_values=step.cache,
                 attention_mask=step.attention_mask,
@@ -137,9 +140,9 @@ class Engine:
         cache: SlotCache = self.lm.cache(self._cache_factory, self.batch_size, longest)
         return cache
 
-    def forward(self, **inputs: Any) -> Tensor:
+    def forward(self, phase: PhaseName, **inputs: Any) -> Tensor:
         """Logits of the last position, [B, V]."""
-        with torch.inference_mode():
+        with torch.inference_mode(), self.lm.phase(phase):
             logits: Tensor = self.lm.model(**inputs, use_cache=True, logits_to_keep=1).logits
         return logits[:, -1]
 
@@ -213,11 +216,13 @@ class Engine:
     # --- scoring -------------------------------------------------------------------------------
 
     def score(self, context: str, continuation: str, *, is_chat: bool = False) -> Score:
-        """Teacher-forced -ln p(continuation | context) in nats, one forward without a cache.
+        """Teacher-forced -ln p(continuation | context) in nats.
 
-        Context and continuation are encoded apart, so that no token spans the join whatever the
-        vocabulary. An empty context is the start token. Raises SequenceError where the
-        continuation has no tokens, or both do not fit the context window.
+        One forward without a cache; where the model treats generated tokens unlike a prompt's, the
+        continuation goes through as generated ones do, on top of the context. Context and
+        continuation are encoded apart, so that no token spans the join whatever the vocabulary. An
+        empty context is the start token. Raises SequenceError where the continuation has no tokens,
+        or both do not fit the context window.
         """
         tokenizer = self.lm.tokenizer
         before: list[int] = list(tokenizer(context, add_special_tokens=not is_chat)["input_ids"])
@@ -236,18 +241,36 @@ class Engine:
                 f"context and continuation have {len(before) + len(after)} tokens and the context "
                 f"window is {limit}"
             )
-        nats = self._negative_log_likelihood([*before, *after], len(after))
+        nats = self._negative_log_likelihood(before, after)
         return Score(nats, len(after), len(continuation.encode()))
 
-    def _negative_log_likelihood(self, ids: list[int], num_scored: int) -> float:
-        inputs = torch.tensor([ids[:-1]], device=self.lm.device)
-        targets = torch.tensor(ids[-num_scored:], device=self.lm.device)
+    def _negative_log_likelihood(self, before: list[int], after: list[int]) -> float:
+        targets = torch.tensor(after, device=self.lm.device)
         with torch.inference_mode():
-            logits = self.lm.model(
-                input_ids=inputs, use_cache=False, logits_to_keep=num_scored
-            ).logits[0, -num_scored:]
+            score = self._phased_logits if self.lm.is_phased else self._logits
+            logits = score(before, after)
             nats = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
         value = float(nats)
         if not math.isfinite(value):
             raise SequenceError("the logits are not finite (NaN or infinite)")
         return value
+
+    def _logits(self, before: list[int], after: list[int]) -> Tensor:
+        """What predicts each token of `after`, [T, V], in one pass."""
+        inputs = torch.tensor([[*before, *after[:-1]]], device=self.lm.device)
+        out = self.lm.model(input_ids=inputs, use_cache=False, logits_to_keep=len(after))
+        logits: Tensor = out.logits[0, -len(after) :]
+        return logits
+
+    def _phased_logits(self, before: list[int], after: list[int]) -> Tensor:
+        """The same with `before` as a prompt and `after` as generated tokens."""
+        with self.lm.phase("prefill"):
+            inputs = torch.tensor([before], device=self.lm.device)
+            out = self.lm.model(input_ids=inputs, use_cache=True, logits_to_keep=1)
+        first: Tensor = out.logits[0, -1:]
+        if len(after) == 1:
+            return first
+        with self.lm.phase("decode"):
+            inputs = torch.tensor([after[:-1]], device=self.lm.device)
+            rest = self.lm.model(input_ids=inputs, past_key_values=out.past_key_values).logits[0]
+        return torch.cat([first, rest])

@@ -69,6 +69,8 @@ class OptimizationSettings(Frozen):
 
     name: str
     settings: dict[str, Any] = {}
+    fingerprint: str = ""
+    """Of the artifact that it uses; empty where it uses none."""
 
 
 class Configuration(Frozen):

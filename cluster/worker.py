@@ -23,7 +23,7 @@ import torch
 from cluster.arm import Arm, make_arm
 from cluster.completion import Completion, Request
 from cluster.engine import Engine
-from cluster.plan import Block, Cell, Plan
+from cluster.plan import Block, Cell, Configuration, Plan
 from cluster.prefixes import PrefixStore
 from cluster.results import Results
 from cluster.rows import (
@@ -34,9 +34,9 @@ from cluster.rows import (
     likelihood_row,
 )
 from cluster.sampling import SamplingParams
-from optim.errors import SequenceError
+from optim.errors import InputError, SequenceError
 from optim.model import LanguageModel, load
-from optim.registry import apply_all, optimization
+from optim.registry import Optimization, apply_all, optimization
 
 
 class Worker:
@@ -74,6 +74,7 @@ class Worker:
             dtype=source.dtype,
             device=source.device,
             trust_remote_code=source.trust_remote_code,
+            fingerprint=source.fingerprint,
         )
         self.base_tokenizer = base.tokenizer
         if base.device.type == "cuda":
@@ -82,12 +83,25 @@ class Worker:
         for configuration in self.plan.configurations:
             key = repr(configuration.optimizations)
             if key not in models:
-                chosen = [optimization(o.name, o.settings) for o in configuration.optimizations]
-                models[key] = apply_all(base, chosen)
+                models[key] = apply_all(base, self._optimizations(configuration))
             self.arms[configuration.name] = make_arm(configuration, models[key], base)
         for arm in self.arms.values():
             arm.warm_up()
         return {"device": self.device, "node": self.node, "threads": torch.get_num_threads()}
+
+    def _optimizations(self, configuration: Configuration) -> list[Optimization]:
+        """Of a configuration; InputError where an artifact is not the one that was planned with."""
+        found = []
+        for chosen in configuration.optimizations:
+            made = optimization(chosen.name, chosen.settings)
+            if made.content() != chosen.fingerprint:
+                raise InputError(
+                    f"the artifact of {chosen.name} is not the one that the trial was planned with",
+                    field=f"optimizations.{chosen.name}",
+                    mend="Leave artifacts alone while a trial runs, and let all nodes see the same",
+                )
+            found.append(made)
+        return found
 
     def run(self, block: str, keys: Sequence[str]) -> list[dict[str, Any]]:
         """Run the cells of a block whose keys are given, in random order; returns receipts."""
@@ -150,7 +164,7 @@ class Worker:
             "started_at": started_at.isoformat(),
             "load_average": load_average,
             "threads": torch.get_num_threads(),
-            **arm.memory_facts(len(cells)),
+            **arm.facts(len(cells)),
         }
         return [
             asdict(self.results.commit(cell, own, cell_facts(cell, own, around) | common))

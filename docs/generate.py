@@ -79,7 +79,21 @@ def optimizations_page() -> str:
     for name, kind in sorted(BUILT_IN.items()):
         meaning = inspect.cleandoc(kind.__doc__ or "")
         parts.append(_keys(f"`{name}`", kind.model_json_schema(), meaning))  # type: ignore[attr-defined]
+        if kind.preparation is not None:
+            parts.append(_preparation(name, kind.preparation))
     return "\n\n".join(parts) + "\n"
+
+
+def _preparation(name: str, kind: Any) -> str:
+    intro = (
+        f"{inspect.cleandoc(kind.__doc__)} The command is `optrial prepare {name} --model MODEL "
+        f"--data DATA --out DIR`; each key below is an option (`--{'-'.join(_first_key(kind))}`)."
+    )
+    return _keys(f"`optrial prepare {name}`", kind.model_json_schema(), intro)
+
+
+def _first_key(kind: Any) -> list[str]:
+    return str(next(iter(kind.model_fields))).split("_")
 
 
 PAGES = {

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from jobs.console import console
 from optim.errors import InputError
 
 app = typer.Typer(
@@ -25,12 +26,10 @@ app = typer.Typer(
 )
 
 Directory = Annotated[str, typer.Argument(help="The output of a trial: a folder or URL.")]
-Wide = 100
-
-
-def console() -> Console:
-    """Standard output; wide enough for the tables where it is no terminal."""
-    return Console(width=None if sys.stdout.isatty() else Wide)
+prepare_app = typer.Typer(
+    help="Make the artifact that an optimisation needs.", no_args_is_help=True
+)
+app.add_typer(prepare_app, name="prepare")
 
 
 @app.command()
@@ -149,10 +148,22 @@ def schema() -> None:
 def main() -> None:
     """The console script."""
     try:
+        _add_preparations()
         app()
     except InputError as error:
         Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/bold red] {_plain(error)}")
         sys.exit(2)
+
+
+def _add_preparations() -> None:
+    """A command for each optimisation that needs an artifact, where one is asked for."""
+    if sys.argv[1:2] != ["prepare"]:
+        return  # they import torch, which takes its time
+    from jobs.prepare import command
+    from optim.registry import preparations
+
+    for name, kind in preparations().items():
+        prepare_app.command(name)(command(name, kind))
 
 
 def _plain(error: InputError) -> str:

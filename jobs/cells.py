@@ -49,6 +49,14 @@ CELLS = [
         "prompts that the call prefilled for sharing; null without it",
     ),
     Column("prefix_s", FLOAT, "prefilling of shared prompts beforehand, in no other time"),
+    Column(
+        "sparsity",
+        FLOAT,
+        "share of the weights of attention and MLP whose input was zero, over generated tokens; "
+        "null where activations are not masked",
+    ),
+    Column("skipped_bytes", INT, "weights that were not read; null where that is not known (GPU)"),
+    Column("select_s", FLOAT, "part of wall_s spent on choosing activations; null on GPU"),
     Column("process_rss_bytes", INT, "resident memory of the worker, with all configurations"),
     Column("device_used_bytes", INT, "memory in use of the GPU, whoever uses it; null on CPU"),
     Column("device_peak_bytes", INT, "peak device memory minus the cell's start; null on CPU"),

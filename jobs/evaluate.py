@@ -27,6 +27,7 @@ from cluster.scheduler import Outcome, Scheduler, preflight
 from cluster.storage import LocalStore
 from jobs.effects_table import write_effects
 from jobs.planning import describe_difference, make_plan
+from jobs.ray_session import ray_session
 from jobs.spec import read_spec
 from jobs.summary import write_summary
 from optim.errors import InputError
@@ -70,7 +71,7 @@ def evaluate(
         done = scheduler.outcome.cells_done
         on_stage(f"resuming: {done} of {scheduler.outcome.cells_total} cells are there already")
     if scheduler.num_pending:
-        with _ray(plan, address, on_stage), _terminated_as_interrupted():
+        with ray_session(address, on_stage), _terminated_as_interrupted():
             on_stage(preflight(plan))
             on_stage(f"loading the model ({plan.model.path})")
             hardware = scheduler.start()
@@ -161,36 +162,6 @@ def _freeze(
             field="output",
             mend="Choose a place that you may write to",
         ) from error
-
-
-@contextmanager
-def _ray(plan: Plan, address: str | None, on_stage: OnStage) -> Iterator[None]:
-    """A connection to a cluster, or Ray started here and ended after."""
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    where = address or os.environ.get("RAY_ADDRESS")
-    on_stage(f"connecting to Ray at {where}" if where else "starting Ray on this machine")
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if where:
-        options["address"] = where
-    else:
-        # Rows never pass through Ray's object store, so a small one does.
-        options |= {"include_dashboard": False, "object_store_memory": 100 << 20}
-    try:
-        ray.init(**options)
-    except ConnectionError as error:
-        raise InputError(
-            f"no Ray cluster answers: {str(error).splitlines()[0]}",
-            source=where,
-            mend="Check the address, and RAY_AUTH_MODE and RAY_AUTH_TOKEN where it wants a token",
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 @contextmanager

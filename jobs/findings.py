@@ -16,6 +16,7 @@ from jobs.memory_notes import memory_notes
 from jobs.metrics import METRICS, Metric, describe
 from jobs.query import connect
 from jobs.score import BITS_PER_BYTE, score_statistics
+from jobs.sparsity_notes import sparsity_notes
 from optim.errors import InputError
 
 
@@ -34,7 +35,7 @@ def report_data(results: Results) -> dict[str, Any]:
             "configurations": _configurations(connection, plan),
             "comparisons": [_comparison_data(c) for c in found],
         }
-        notes = memory_notes(connection)
+        notes = [*memory_notes(connection), *sparsity_notes(connection)]
     finally:
         connection.close()
     data["scores"], score_notes = _scores(results, plan)

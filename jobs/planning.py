@@ -15,6 +15,7 @@ from cluster.plan import (
     Dataset,
     Generation,
     ModelSource,
+    OptimizationSettings,
     Plan,
     WorkerResources,
     digest,
@@ -43,7 +44,7 @@ def make_plan(spec: TrialSpec, spec_path: str | Path) -> tuple[Plan, list[dict[s
     identity = {
         "code": _code_version(),
         "model": _model_identity(model),
-        "configurations": [c.model_dump(mode="json") for c in configurations],
+        "configurations": [_without_places(c.model_dump(mode="json")) for c in configurations],
         # Scorers read what was written, so they decide none of it.
         "datasets": [d.model_dump(mode="json", exclude={"scorers"}) for d in datasets],
         "seeds": spec.seeds,
@@ -88,12 +89,11 @@ def _configurations(spec: TrialSpec, spec_path: str | Path) -> tuple[Configurati
         configurations = expand(spec)
         for configuration in configurations:
             cache_factory(configuration.cache)
-            for chosen in configuration.optimizations:
-                made = optimization(chosen.name, chosen.settings)
+            for made in (optimization(o.name, o.settings) for o in configuration.optimizations):
                 if made.stage == "cache" and configuration.cache != "dynamic":
                     raise InputError(
                         f"`{configuration.name}` has `cache: {configuration.cache}`, and "
-                        f"{chosen.name} brings a cache of its own",
+                        f"{made.name} brings a cache of its own",
                         field="configurations" if spec.configurations else "factors",
                         mend="Leave `cache` out there, and compare with `vs`",
                     )
@@ -103,7 +103,21 @@ def _configurations(spec: TrialSpec, spec_path: str | Path) -> tuple[Configurati
         raise InputError(
             error.problem, source=spec_path, field=error.field, mend=error.mend
         ) from error
-    return configurations
+    return tuple(_with_artifacts(configuration) for configuration in configurations)
+
+
+def _with_artifacts(configuration: Configuration) -> Configuration:
+    """Settings with absolute places, and the fingerprints of what lies there."""
+    from optim.registry import optimization
+
+    found = []
+    for chosen in configuration.optimizations:
+        made = optimization(chosen.name, chosen.settings)
+        settings = made.model_dump(mode="json", exclude_unset=True)  # type: ignore[attr-defined]
+        found.append(
+            OptimizationSettings(name=chosen.name, settings=settings, fingerprint=made.content())
+        )
+    return configuration.model_copy(update={"optimizations": tuple(found)})
 
 
 def _model(spec: TrialSpec) -> ModelSource:
@@ -146,6 +160,7 @@ def _fingerprinted(
     own = configuration.model_dump(
         mode="json", exclude={"vs", "duplicate_of", "levels", "fingerprint"}
     )
+    own = _without_places(own)
     identity = {
         "code": _code_version(),
         "model": _model_identity(model),
@@ -155,6 +170,18 @@ def _fingerprinted(
         "share_prompts": share_prompts,
     }
     return configuration.model_copy(update={"fingerprint": digest(identity)})
+
+
+def _without_places(configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without the places that its artifacts' fingerprints stand for."""
+    from optim.registry import optimization
+
+    kept = []
+    for chosen in configuration["optimizations"]:
+        places = optimization(chosen["name"], chosen["settings"]).places
+        own = {key: value for key, value in chosen["settings"].items() if key not in places}
+        kept.append({**chosen, "settings": own})
+    return {**configuration, "optimizations": kept}
 
 
 def _datasets(
@@ -218,6 +245,8 @@ def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[
             others.append("model: its files differ")
         elif owner.startswith("datasets"):
             others.append(f"{owner}: its prompts differ")
+        elif ".optimizations[" in owner:
+            others.append(f"{owner}: its artifact differs")
     if fingerprints and not others:
         others.append("the version of Optrial differs")
     return others
@@ -230,6 +259,7 @@ def _decisive(plan: Mapping[str, Any]) -> dict[str, Any]:
     kept["datasets"] = [
         {k: v for k, v in dataset.items() if k != "scorers"} for dataset in plan["datasets"]
     ]
+    kept["configurations"] = [_without_places(c) for c in plan["configurations"]]
     return kept
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import psutil
 import torch
@@ -50,6 +50,26 @@ class Vocabulary:
         return cls(torch.arange(size), torch.ones(size, dtype=torch.int32))
 
 
+PhaseName = Literal["prefill", "decode"]
+"""Whether a forward pass is over a prompt's tokens, or over generated ones."""
+
+
+def _any_phase(name: PhaseName) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+class Meter(Protocol):
+    """What an optimisation counts while its model runs."""
+
+    def reset(self) -> None:
+        """Start over."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """Columns of `cells`, since the last reset; null what is not known."""
+        ...
+
+
 @dataclass(frozen=True)
 class LanguageModel:
     """What an optimisation takes and gives; never changed in place."""
@@ -59,6 +79,24 @@ class LanguageModel:
     vocabulary: Vocabulary
     new_cache: CacheFactory | None = None
     """Set by an optimisation that brings its own cache; else the configuration's `cache` rules."""
+    phase: Callable[[PhaseName], AbstractContextManager[None]] = _any_phase
+    """A context in which forward passes are of that phase, for models that treat them unlike."""
+    meter: Meter | None = None
+    """Set by an optimisation that counts what it does."""
+    fingerprint: str = ""
+    """What names its content, where that is known: see `identity`."""
+
+    def identity(self) -> str:
+        """What names the content of weights and tokenizer, hex: artifacts are of one identity.
+
+        The fingerprint that it was loaded with, else sha256 over its parameters and vocabulary.
+        """
+        return self.fingerprint or _content(self.model, self.tokenizer)
+
+    @property
+    def is_phased(self) -> bool:
+        """Whether prompts and generated tokens go through different computations."""
+        return self.phase is not _any_phase
 
     @property
     def device(self) -> torch.device:
@@ -100,12 +138,14 @@ def load(
     dtype: str = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
+    fingerprint: str = "",
 ) -> LanguageModel:
     """Load a model and its tokenizer on one device.
 
-    `path` is a folder, a hub id, or `demo`. `dtype` `auto` is float32 on CPU, the checkpoint's own
-    elsewhere; `device` `auto` is cuda where there is one. Raises InputError where the path is no
-    model, where it is unsafe to read, and where it does not fit the device.
+    `path` is a folder, a hub id, or `demo`; `fingerprint` is its, where the caller has it. `dtype`
+    `auto` is float32 on CPU, the checkpoint's own elsewhere; `device` `auto` is cuda where there is
+    one. Raises InputError where the path is no model, where it is unsafe to read, and where it does
+    not fit the device.
     """
     folder = resolve(path, revision=revision)
     where = torch.device(_device(device))
@@ -122,7 +162,7 @@ def load(
         )
     model.requires_grad_(False)
     tokenizer = load_tokenizer(path, revision=revision, trust_remote_code=trust_remote_code)
-    return wrap(model.to(where), tokenizer)
+    return replace(wrap(model.to(where), tokenizer), fingerprint=fingerprint)
 
 
 def load_tokenizer(
@@ -179,6 +219,16 @@ def fingerprint(path: str, *, revision: str | None = None) -> str:
         digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _content(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    for token, number in sorted(tokenizer.get_vocab().items()):
+        digest.update(f"{token}\0{number}\0".encode())
     return digest.hexdigest()
 
 

@@ -7,7 +7,7 @@ package, an entry point in the group `optrial.optimizations`.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, Protocol
 from pydantic import ValidationError
 
 from optim.errors import InputError
+from optim.larosa.optimization import Larosa
 from optim.model import LanguageModel
 from optim.vattention.optimization import VAttention
 
@@ -30,6 +31,10 @@ class Optimization(Protocol):
 
     name: ClassVar[str]
     stage: ClassVar[Stage]
+    preparation: ClassVar[type[Preparation] | None]
+    """What makes the artifact that `apply` needs; None where it needs none."""
+    places: ClassVar[frozenset[str]]
+    """Settings that say where something lies, which decides nothing."""
 
     def apply(self, lm: LanguageModel) -> LanguageModel:
         """A new model that shares unchanged parameters; the argument is left as it is.
@@ -38,12 +43,36 @@ class Optimization(Protocol):
         """
         ...
 
-    def prepare(self, lm: LanguageModel, corpus: Iterable[str], out_dir: Path) -> None:
-        """Make the artifact that `apply` needs, where it needs one."""
+    def content(self) -> str:
+        """What names the content at its `places`; empty where there are none.
+
+        Raises InputError where nothing is there.
+        """
         ...
 
 
-BUILT_IN: dict[str, type[Optimization]] = {"vattention": VAttention}
+class Preparation(Protocol):
+    """Frozen settings (a pydantic model) of the work that is done once, before a trial."""
+
+    name: ClassVar[str]
+
+    def run(
+        self,
+        lm: LanguageModel,
+        corpus: Iterable[str],
+        out_dir: Path,
+        *,
+        source: str,
+        on_stage: Callable[[str], None],
+    ) -> str:
+        """Write an artifact to `out_dir`, whole or not at all; returns its fingerprint.
+
+        `source` says where the corpus came from. InputError for what a person can mend.
+        """
+        ...
+
+
+BUILT_IN: dict[str, type[Optimization]] = {"larosa": Larosa, "vattention": VAttention}
 
 
 def names() -> list[str]:
@@ -79,6 +108,12 @@ def _input_error(name: str, kind: type[Optimization], error: ValidationError) ->
 def _known(wrong: str, known: list[str]) -> str:
     near = difflib.get_close_matches(wrong, known, n=1)
     return f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known) or 'none yet'}"
+
+
+def preparations() -> dict[str, type[Preparation]]:
+    """What can be prepared, by the optimisation's name."""
+    found = {name: _find(name).preparation for name in names()}
+    return {name: kind for name, kind in found.items() if kind is not None}
 
 
 def apply_all(lm: LanguageModel, optimizations: Iterable[Optimization]) -> LanguageModel:

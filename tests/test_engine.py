@@ -189,8 +189,8 @@ def test_not_finite_logits_fail_the_sequence_only() -> None:
     engine = Engine(lm, batch_size=2)
     forward = engine.forward
 
-    def poison(**inputs):  # type: ignore[no-untyped-def]
-        logits = forward(**inputs).clone()
+    def poison(phase, **inputs):  # type: ignore[no-untyped-def]
+        logits = forward(phase, **inputs).clone()
         if inputs["input_ids"].shape[0] == 2:
             logits[1] = float("nan")
         return logits
@@ -254,6 +254,6 @@ def test_scores_of_all_next_bytes_sum_to_one() -> None:
     ids = range(256)
     total = 0.0
     for token in ids:
-        nats = engine._negative_log_likelihood([*b"abc", token], 1)
+        nats = engine._negative_log_likelihood([*b"abc"], [token])
         total += 2.718281828459045**-nats
     assert total == pytest.approx(1.0, abs=0.02), "two of 258 tokens are special"

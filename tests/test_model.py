@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,7 +16,7 @@ from optim import registry
 from optim.cache import cache_factory, layer_windows
 from optim.errors import InputError
 from optim.model import LanguageModel, fingerprint, load, load_tokenizer, weight_bytes
-from optim.registry import Stage, apply_all, optimization
+from optim.registry import Preparation, Stage, apply_all, optimization
 
 
 class Doubled(BaseModel, frozen=True):
@@ -25,6 +24,8 @@ class Doubled(BaseModel, frozen=True):
 
     name: ClassVar[str] = "doubled"
     stage: ClassVar[Stage] = "weights"
+    preparation: ClassVar[type[Preparation] | None] = None
+    places: ClassVar[frozenset[str]] = frozenset()
     factor: float = 2.0
 
     def apply(self, lm: LanguageModel) -> LanguageModel:
@@ -35,8 +36,8 @@ class Doubled(BaseModel, frozen=True):
         )
         return LanguageModel(model, lm.tokenizer, lm.vocabulary, lm.new_cache)
 
-    def prepare(self, lm: LanguageModel, corpus: Iterable[str], out_dir: Path) -> None:
-        raise AssertionError("needs no artifact")
+    def content(self) -> str:
+        return ""
 
 
 class Renamed(Doubled, frozen=True):

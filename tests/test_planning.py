@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+from pydantic import BaseModel, Field
 
 import optim.model
 import optim.registry
@@ -20,12 +20,27 @@ from jobs.spec import TrialSpec
 from optim.errors import InputError
 
 
+class FakeOptimization(BaseModel, extra="allow"):
+    """Any settings; its artifact lies at `place`, and the file's text is its content."""
+
+    places: ClassVar[frozenset[str]] = frozenset({"place"})
+    name: str = Field(exclude=True)
+    place: str | None = None
+
+    @property
+    def stage(self) -> str:
+        return "cache" if self.name == "cache" else "weights"
+
+    def content(self) -> str:
+        return "" if self.place is None else Path(self.place).read_text()
+
+
 @pytest.fixture(autouse=True)
 def _fake_model_and_optimisations(monkeypatch: pytest.MonkeyPatch) -> None:
     def optimization(name: str, settings: Mapping[str, Any]) -> object:
         if name not in ("fast", "cache"):
             raise InputError(f"there is no optimisation called {name!r}", field="optimizations")
-        return SimpleNamespace(stage="cache" if name == "cache" else "weights")
+        return FakeOptimization(name=name, **settings)
 
     monkeypatch.setattr(optim.registry, "optimization", optimization)
     monkeypatch.setattr(optim.model, "fingerprint", lambda path, *, revision=None: "f" * 64)
@@ -177,3 +192,23 @@ def test_sharing_prompts_makes_other_cells_and_blocks_of_all_seeds(prompts: Path
     generations = [block for block in shared.blocks() if block.kind == "generations"]
     assert all({cell.seed for cell in block.cells} == {0, 1, 2} for block in generations)
     assert len({block.index for block in shared.blocks()}) == len(list(shared.blocks()))
+
+
+def test_artifacts_count_by_content_and_not_by_place(prompts: Path, tmp_path: Path) -> None:
+    for name, text in (("one", "same"), ("two", "same"), ("three", "other")):
+        (tmp_path / name).write_text(text)
+
+    def plan(name: str) -> Plan:
+        chosen = {"fast": {"place": str(tmp_path / name), "level": 2}}
+        arms = [{"name": "base"}, {"name": "fast", "optimizations": [chosen]}]
+        return plan_of(prompts, configurations=arms)[0]
+
+    one, two, three = plan("one"), plan("two"), plan("three")
+    assert one.configuration("fast").optimizations[0].fingerprint == "same"
+    assert one.run_id == two.run_id
+    assert one.configuration("fast").fingerprint == two.configuration("fast").fingerprint
+    assert differences(one, two) == []
+    assert one.run_id != three.run_id
+    assert differences(one, three) == [
+        "configurations[fast].optimizations[fast]: its artifact differs"
+    ]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from optim.cache import layer_windows
@@ -15,7 +13,7 @@ from optim.vattention.settings import Settings
 from optim.vattention.slots import VAttentionSlotCache
 
 if TYPE_CHECKING:
-    from optim.registry import Stage
+    from optim.registry import Preparation, Stage
 
 
 class VAttention(Settings):
@@ -26,6 +24,8 @@ class VAttention(Settings):
 
     name: ClassVar[str] = "vattention"
     stage: ClassVar[Stage] = "cache"
+    preparation: ClassVar[type[Preparation] | None] = None
+    places: ClassVar[frozenset[str]] = frozenset()
 
     def apply(self, lm: LanguageModel) -> LanguageModel:
         """The same model with a cache of this kind.
@@ -37,5 +37,6 @@ class VAttention(Settings):
         new_arena(self, lm.device).close()
         return replace(lm, new_cache=functools.partial(VAttentionSlotCache, settings=self))
 
-    def prepare(self, lm: LanguageModel, corpus: Iterable[str], out_dir: Path) -> None:
+    def content(self) -> str:
         """Nothing: it needs no artifact."""
+        return ""

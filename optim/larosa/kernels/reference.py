@@ -6,28 +6,25 @@ import torch
 from torch import Tensor
 
 
-def select(x_BD: Tensor, k: int, gain_D: Tensor | None = None) -> Tensor:
-    """`x * gain` with all but the `k` entries of largest magnitude of each row set to zero.
+def select(x_BD: Tensor, k: int, score_D: Tensor | None = None) -> Tensor:
+    """x with all but the `k` entries of each row set to zero that rank highest by |x| * score.
 
-    Exactly k are kept: of equal magnitudes the one with the lowest index comes first. A NaN counts
-    as larger than all else, so that it is never hidden. `gain_D` is float32; the product is rounded
-    to x's dtype before it is compared.
+    Exactly k are kept: of equal ranks the one with the lowest index comes first. A NaN ranks above
+    all else, so that it is never hidden. `score_D` is float32, and so is the product.
     """
-    scaled_BD = x_BD if gain_D is None else (x_BD.float() * gain_D).to(x_BD.dtype)
-    if k >= scaled_BD.shape[-1]:
-        return scaled_BD
+    if k >= x_BD.shape[-1]:
+        return x_BD.clone()
+    rank_BD = x_BD.float() if score_D is None else x_BD.float() * score_D
     # A sort puts NaN above everything.
-    order_BD = torch.sort(scaled_BD.float().abs(), descending=True, stable=True).indices
-    kept_BD = torch.zeros_like(scaled_BD, dtype=torch.bool)
+    order_BD = torch.sort(rank_BD.abs(), descending=True, stable=True).indices
+    kept_BD = torch.zeros_like(x_BD, dtype=torch.bool)
     kept_BD.scatter_(-1, order_BD[..., :k], True)
-    return torch.where(kept_BD, scaled_BD, torch.zeros((), dtype=x_BD.dtype))
+    return torch.where(kept_BD, x_BD, torch.zeros((), dtype=x_BD.dtype))
 
 
-def above(x_BD: Tensor, threshold: float, gain_D: Tensor | None = None) -> Tensor:
-    """`x * gain` with every entry of magnitude up to `threshold` set to zero; a NaN stays."""
-    scaled_BD = x_BD if gain_D is None else (x_BD.float() * gain_D).to(x_BD.dtype)
-    dropped_BD = scaled_BD.float().abs() <= threshold
-    return scaled_BD.masked_fill(dropped_BD, 0)
+def above(x_BD: Tensor, threshold: float) -> Tensor:
+    """x with every entry of magnitude up to `threshold` set to zero; a NaN stays."""
+    return x_BD.masked_fill(x_BD.float().abs() <= threshold, 0)
 
 
 def normalize(x_BD: Tensor, eps: float) -> Tensor:

@@ -1,0 +1,294 @@
+"""Decoding with models of real shapes: dense against LaRoSA, beside what memory traffic allows.
+
+    python -m benchmarks.decode --model llama-3.2-1b [--dtype float32] [--batches 1 2 4 8]
+
+Weights are random, since speed does not depend on their values: the sparse model is the dense one
+with a product of the model's width (an identity) behind each layer, as rotations would need it, so
+that its logits at sparsity 0 must be the dense model's. Steps of all configurations alternate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM, PreTrainedModel
+from transformers.cache_utils import DynamicCache
+from transformers.initialization import no_init_weights
+
+from benchmarks.machine import describe, median_and_spread
+from optim.larosa import break_even
+from optim.larosa.architecture import architecture_of, layers_of
+from optim.larosa.build import Builder, Built, Selection, Weights
+from optim.larosa.projections import projection
+from optim.model import DTYPES
+
+CONTEXT, WARM_UP = 64, 3
+SPARSITIES = (0.25, 0.4, 0.5)
+
+
+def _llama(**sizes: int) -> Any:
+    config = LlamaConfig(max_position_embeddings=4096, eos_token_id=None, **sizes)
+    return LlamaForCausalLM, config
+
+
+MODELS: dict[str, Any] = {
+    "llama-3.2-1b": lambda: _llama(
+        vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16,
+        num_attention_heads=32, num_key_value_heads=8,
+    ),
+    "llama-2-7b": lambda: _llama(
+        vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32,
+        num_attention_heads=32, num_key_value_heads=32,
+    ),
+    "llama-3-8b": lambda: _llama(
+        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
+        num_attention_heads=32, num_key_value_heads=8,
+    ),
+    "phi-2": lambda: (
+        PhiForCausalLM,
+        PhiConfig(
+            vocab_size=51200, hidden_size=2560, intermediate_size=10240, num_hidden_layers=32,
+            num_attention_heads=32, max_position_embeddings=2048, partial_rotary_factor=0.4,
+            eos_token_id=None,
+        ),
+    ),
+}  # fmt: skip
+
+
+@dataclass
+class Bytes:
+    """What one step reads at batch 1, in bytes of weights."""
+
+    blocks: int
+    adapters: int
+    head: int
+
+    def ceiling(self, sparsity: float) -> float:
+        """The most that the step can gain, if reading weights is all that it does."""
+        dense = self.blocks + self.head
+        return dense / (self.blocks * (1 - sparsity) + self.adapters + self.head)
+
+
+def dense_model(name: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """Random weights of the model's shapes."""
+    kind, config = MODELS[name]()
+    with no_init_weights():
+        model = kind(config).to(dtype)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name_, parameter in model.named_parameters():
+            if "norm" in name_ and name_.endswith("weight"):
+                parameter.fill_(1.0)
+            elif name_.endswith("bias"):
+                parameter.zero_()
+            else:
+                parameter.normal_(std=0.02, generator=generator)
+    model.generation_config.eos_token_id = None
+    return model.eval().requires_grad_(False).to(device)
+
+
+class TransposedWeights:
+    """The tensors of an artifact whose rotations are identities, made from the dense model."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.architecture = architecture_of(model)
+        self.tensors: dict[str, Tensor] = {}
+        layers = layers_of(model, self.architecture)
+        for index, layer in enumerate(layers):
+            for site in self.architecture.sites():
+                for path in site.consumers:
+                    weight, bias = projection(layer, path)
+                    self.tensors[f"layers.{index}.{path}.weight"] = weight.T.contiguous()
+                    if bias is not None:
+                        self.tensors[f"layers.{index}.{path}.bias"] = bias
+            if index < len(layers) - 1:
+                width = model.config.hidden_size
+                eye = torch.eye(width, dtype=model.dtype, device=model.device)
+                self.tensors[f"layers.{index}.adapter"] = eye
+        self.num_layers = len(layers)
+        self.model = model
+
+    def bytes(self) -> Bytes:
+        size = {n: t.numel() * t.element_size() for n, t in self.tensors.items()}
+        adapters = sum(v for n, v in size.items() if n.endswith("adapter"))
+        head = self.model.get_output_embeddings().weight
+        return Bytes(sum(size.values()) - adapters, adapters, head.numel() * head.element_size())
+
+    def shapes(self) -> set[tuple[int, int]]:
+        found = set()
+        for name, tensor in self.tensors.items():
+            if name.startswith("layers.0.") and name.endswith(".weight"):
+                found.add((tensor.shape[0], tensor.shape[1]))
+        return found
+
+    def width(self, site: Any) -> int:
+        return self.tensors[f"layers.0.{site.consumers[0]}.weight"].shape[0]
+
+    def build(self, sparsity: float, rule: break_even.RowRule) -> Built:
+        selections = [
+            {
+                site.name: Selection(k=round((1 - sparsity) * self.width(site)))
+                for site in self.architecture.sites()
+            }
+        ] * self.num_layers
+        like = self.model.get_output_embeddings().weight
+        return Builder(
+            self.model,
+            Weights(self.tensors.__getitem__, frozenset(self.tensors), like),
+            folds=False,
+            adapted=frozenset(range(self.num_layers - 1)),
+            selections=selections,
+            max_rows=rule,
+            row_major=False,
+            sparsify_prefill=False,
+            forces_kernel=not sparsity,
+        ).build()
+
+
+class Stepper:
+    """One configuration at one batch size, a step at a time."""
+
+    def __init__(self, model: Any, rows: int, vocabulary: int, device: torch.device) -> None:
+        self.model, self.device = model, device
+        generator = torch.Generator().manual_seed(rows)
+        prompt = torch.randint(0, vocabulary, (rows, CONTEXT), generator=generator).to(device)
+        with torch.inference_mode():
+            out = model(input_ids=prompt, past_key_values=DynamicCache(), use_cache=True,
+                        logits_to_keep=1)  # fmt: skip
+        self.cache, self.ids = out.past_key_values, out.logits[:, -1:].argmax(-1)
+
+    def step(self) -> float:
+        start = perf_counter()
+        with torch.inference_mode():
+            out = self.model(input_ids=self.ids, past_key_values=self.cache, use_cache=True)
+            self.ids = out.logits[:, -1:].argmax(-1)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return perf_counter() - start
+
+
+def measure(
+    models: dict[str, Any], rows: int, steps: int, vocabulary: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds of each step of each configuration, in turn."""
+    steppers = {name: Stepper(model, rows, vocabulary, device) for name, model in models.items()}
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for number in range(steps + WARM_UP):
+        for name, stepper in steppers.items():
+            spent = stepper.step()
+            if number >= WARM_UP:
+                times[name].append(spent)
+    return times
+
+
+def run(
+    name: str, dtype: torch.dtype, device: torch.device, batches: Sequence[int], steps: int,
+    console: Console,
+) -> dict[str, Any]:  # fmt: skip
+    dense = dense_model(name, dtype, device)
+    weights = TransposedWeights(dense)
+    traffic = weights.bytes()
+    console.print(
+        f"{name}, {dtype}: {traffic.blocks / 1e9:.2f} GB of layers, {traffic.head / 1e9:.2f} GB of "
+        f"head, {traffic.adapters / 1e6:.0f} MB of adapters"
+    )
+    table = break_even.measure(weights.shapes(), SPARSITIES, dtype, device)
+    label = str(dtype).removeprefix("torch.")
+    models: dict[str, Any] = {"dense": dense}
+    models["s=0, kernel"] = weights.build(0.0, lambda inputs, outputs: max(batches)).model
+    for sparsity in SPARSITIES:
+        rule = break_even.max_rows(table, device.type, label, sparsity)
+        models[f"larosa {sparsity:.0%}"] = weights.build(sparsity, rule).model
+    found: dict[str, Any] = {}
+    vocabulary = dense.config.vocab_size
+    for rows in batches:
+        times = measure(models, rows, steps, vocabulary, device)
+        found[str(rows)] = _summary(times, traffic)
+        _print(found[str(rows)], rows, console)
+    return {
+        "model": name,
+        "dtype": label,
+        "bytes": vars(traffic),
+        "break_even": [entry.model_dump() for entry in table],
+        "batches": found,
+    }
+
+
+def _summary(times: dict[str, list[float]], traffic: Bytes) -> dict[str, Any]:
+    dense = statistics.median(times["dense"])
+    own = statistics.median(times["s=0, kernel"])
+    found: dict[str, Any] = {}
+    for name, spent in times.items():
+        ratios = [a / b for a, b in zip(times["dense"], spent, strict=True)]
+        median = statistics.median(spent)
+        entry = {
+            "step_s": median_and_spread(spent),
+            "over_dense": dense / median,
+            "ratio": median_and_spread(ratios),
+            "over_own_dense": own / median,
+            "dense_gb_per_s": (traffic.blocks + traffic.head) / dense / 1e9,
+        }
+        if name.startswith("larosa"):
+            entry["ceiling"] = traffic.ceiling(float(name.split()[1].rstrip("%")) / 100)
+        found[name] = entry
+    return found
+
+
+def _print(summary: dict[str, Any], rows: int, console: Console) -> None:
+    table = Table(title=f"batch {rows}, context {CONTEXT}", title_justify="left")
+    for heading in ("configuration", "step", "over dense", "spread", "over own s=0", "ceiling",
+                    "of the ceiling"):  # fmt: skip
+        table.add_column(heading, justify="left" if heading == "configuration" else "right")
+    for name, entry in summary.items():
+        ceiling = entry.get("ceiling") if rows == 1 else None
+        spread = entry["ratio"]
+        share = "" if ceiling is None else f"{entry['over_dense'] / ceiling:.0%}"
+        table.add_row(
+            name,
+            f"{entry['step_s']['median'] * 1e3:.1f} ms",
+            f"{entry['over_dense']:.2f}x",
+            f"{spread['min']:.2f}-{spread['max']:.2f}",
+            f"{entry['over_own_dense']:.2f}x",
+            "" if ceiling is None else f"{ceiling:.2f}x",
+            share if ceiling is None or entry["over_dense"] <= ceiling else f"{share} (slow rival)",
+        )
+    console.print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--model", choices=MODELS, default="llama-3.2-1b")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    console = Console(width=100 if not sys.stdout.isatty() else None)
+    before = describe()
+    found = run(
+        arguments.model,
+        DTYPES[arguments.dtype],
+        torch.device(arguments.device),
+        arguments.batches,
+        arguments.steps,
+        console,
+    )
+    found = {"benchmark": "decode", "machine": before, **found}
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

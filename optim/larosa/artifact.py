@@ -1,0 +1,161 @@
+"""Artifacts on disk: a folder of safetensors, `larosa.json`, and a config for transformers.
+
+```
+<out>/larosa.json                         the manifest: sources, sparsities, sha256 of the files
+      config.json                         model_type `larosa`, with the original config inside
+      layers-00000.safetensors …          input-channel-major weights, a file per layer
+      ends.safetensors                    embeddings and head, where the stream is rotated
+      rotations.safetensors               the orthogonal matrices, for who wants to check them
+      tokenizer.json …                    the tokenizer, unchanged
+```
+
+Weights are mapped, not read: a worker's memory holds what it touches, and the workers of a node
+share it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from optim.errors import InputError
+from optim.larosa.architecture import ARCHITECTURES, Architecture
+from optim.larosa.manifest import FileEntry, Manifest
+
+MANIFEST, ROTATIONS = "larosa.json", "rotations.safetensors"
+FIELD = "optimizations.larosa.artifact"
+
+
+class Artifact:
+    """An artifact that was opened: its files are all there and are the ones that were written."""
+
+    def __init__(self, folder: Path, manifest: Manifest, fingerprint: str) -> None:
+        self.folder, self.manifest, self.fingerprint = folder, manifest, fingerprint
+        names = [n for n in manifest.files if n.endswith(".safetensors") and n != ROTATIONS]
+        files: list[Any] = [safe_open(folder / n, framework="pt", device="cpu") for n in names]
+        self._place = {key: file for file in files for key in file.keys()}  # noqa: SIM118
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of its tensors."""
+        return frozenset(self._place)
+
+    def read(self, name: str) -> Tensor:
+        """A tensor, mapped from its file."""
+        tensor: Tensor = self._place[name].get_tensor(name)
+        return tensor
+
+    @property
+    def architecture(self) -> Architecture:
+        """Where its weights belong."""
+        return ARCHITECTURES[self.manifest.model_type]
+
+    def shape(self, layer: int, path: str) -> tuple[int, int]:
+        """[inputs, outputs] of a projection."""
+        name = f"layers.{layer}.{path}.weight"
+        inputs, outputs = self._place[name].get_slice(name).get_shape()
+        return inputs, outputs
+
+    def width(self, layer: int, site: str) -> int:
+        """Channels of a site."""
+        path = next(s.consumers[0] for s in self.architecture.sites() if s.name == site)
+        return self.shape(layer, path)[0]
+
+    def sizes(self) -> list[dict[str, int]]:
+        """Per layer: site -> weights that it feeds."""
+        num_layers = len({n.split(".")[1] for n in self.names if n.startswith("layers.")})
+        return [
+            {
+                site.name: sum(math.prod(self.shape(layer, path)) for path in site.consumers)
+                for site in self.architecture.sites()
+            }
+            for layer in range(num_layers)
+        ]
+
+    @classmethod
+    def open(cls, path: str | Path, *, check: bool = True) -> Artifact:
+        """Open an artifact and check its files; InputError where it is not what was written."""
+        folder = Path(path).expanduser()
+        manifest, fingerprint = read_manifest(folder)
+        if manifest.model_type not in ARCHITECTURES:
+            raise _broken(folder / MANIFEST, f"model_type: {manifest.model_type!r} is not known")
+        for name, entry in manifest.files.items() if check else ():
+            _check_file(folder, name, entry)
+        try:
+            return cls(folder, manifest, fingerprint)
+        except (SafetensorError, OSError) as error:
+            raise _broken(folder, f"cannot be read: {error}") from error
+
+
+def read_manifest(folder: Path) -> tuple[Manifest, str]:
+    """The manifest of an artifact and its fingerprint, without a look at the other files."""
+    try:
+        data = (folder / MANIFEST).read_bytes()
+    except OSError as error:
+        found = f"has no {MANIFEST}" if folder.is_dir() else "is not there"
+        raise InputError(
+            f"is no artifact of larosa: it {found}",
+            source=folder,
+            field=FIELD,
+            mend=f"Make it: optrial prepare larosa --model MODEL --data DATA --out {folder}",
+        ) from error
+    try:
+        manifest = Manifest.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise _broken(folder / MANIFEST, f"{where}: {first['msg']}") from error
+    return manifest, hashlib.sha256(data).hexdigest()
+
+
+def _check_file(folder: Path, name: str, entry: FileEntry) -> None:
+    path = folder / name
+    if Path(name).name != name:
+        raise _broken(folder / MANIFEST, f"names a file outside of its folder: {name!r}")
+    if not path.is_file():
+        raise _broken(path, "is missing")
+    if path.stat().st_size != entry.num_bytes or sha256_of(path) != entry.sha256:
+        raise _broken(path, "is not the file that was written: its size or sha256 differs")
+
+
+def _broken(path: Path, problem: str) -> InputError:
+    return InputError(problem, source=path, field=FIELD, mend="Prepare the artifact again")
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 of a file, hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write one safetensors file of contiguous tensors."""
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+
+
+def write_config(folder: Path, base: Mapping[str, Any]) -> None:
+    """The config that transformers reads, with the original model's inside."""
+    config = {
+        "model_type": "larosa",
+        "architectures": ["LarosaForCausalLM"],
+        "base_config": dict(base),
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+
+
+def file_entries(folder: Path) -> dict[str, FileEntry]:
+    """Size and sha256 of every file of a folder but the manifest."""
+    return {
+        path.name: FileEntry(num_bytes=path.stat().st_size, sha256=sha256_of(path))
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name != MANIFEST
+    }

@@ -1,0 +1,183 @@
+"""A sparse model: a copy of a model's tree with LaRoSA's modules and an artifact's weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from optim import tree
+from optim.larosa.architecture import Architecture, Site, architecture_of, layers_of
+from optim.larosa.kernels.choice import Kernels, kernels_for
+from optim.larosa.meter import Meter
+from optim.larosa.modules import AdaptedLayer, FinalNorm, Mask, MaskedNorm, SparseLinear, StreamNorm
+from optim.larosa.phase import Phase
+from optim.larosa.projections import norm_eps
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is kept of one site: a number of channels, or what is above a threshold."""
+
+    k: int | None = None
+    threshold: float | None = None
+
+
+class Weights:
+    """The tensors of an artifact, by name, in the dtype and on the device of the model."""
+
+    def __init__(self, read: Callable[[str], Tensor], names: frozenset[str], like: Tensor) -> None:
+        self._read, self.names, self._like = read, names, like
+
+    def get(self, name: str) -> Tensor | None:
+        """A weight; None where there is none of that name."""
+        if name not in self.names:
+            return None
+        return self._read(name).to(self._like.device, self._like.dtype)
+
+    def score(self, name: str) -> Tensor | None:
+        """What channels are ranked by, float32."""
+        return self._read(name).to(self._like.device) if name in self.names else None
+
+
+@dataclass
+class Built:
+    """A sparse model and what steers and counts it."""
+
+    model: PreTrainedModel
+    phase: Phase
+    meter: Meter
+
+
+class Builder:
+    """Puts the pieces together; `max_rows(inputs, outputs)` is the break-even of a shape.
+
+    Where all of a site is kept its projections are dense, unless `forces_kernel` (for measuring).
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        weights: Weights,
+        *,
+        folds: bool,
+        adapted: frozenset[int],
+        selections: list[dict[str, Selection]],
+        max_rows: Callable[[int, int], int],
+        row_major: bool,
+        sparsify_prefill: bool,
+        forces_kernel: bool = False,
+    ) -> None:
+        self.architecture: Architecture = architecture_of(model)
+        self.weights = weights
+        self.folds, self.adapted, self.selections = folds, adapted, selections
+        self.max_rows, self.row_major = max_rows, row_major
+        self.forces_kernel = forces_kernel
+        self.kernels: Kernels = kernels_for(model.device)
+        self.phase = Phase(sparsify_prefill=sparsify_prefill)
+        self.meter = Meter(0, None, counts=model.device.type == "cpu")
+        self.model = tree.copied(model)
+        self._kept = 0
+        self._has_mask = False
+
+    def build(self) -> Built:
+        """The new model; the one given is left as it is."""
+        layers = layers_of(self.model, self.architecture)
+        for index, layer in enumerate(layers):
+            self._layer(index, layer)
+            adapter = self.weights.get(f"layers.{index}.adapter") if index in self.adapted else None
+            if adapter is not None:
+                layers[index] = AdaptedLayer(layer, adapter)
+        if self.folds:
+            self._ends()
+        if not any("threshold" in self._kinds(s) for s in self.selections):
+            self.meter.planned_sparsity = 1 - self._kept / self.meter.num_weights
+        return Built(self.model, self.phase, self.meter)
+
+    @staticmethod
+    def _kinds(selections: dict[str, Selection]) -> set[str]:
+        return {"k" if chosen.threshold is None else "threshold" for chosen in selections.values()}
+
+    def _layer(self, index: int, layer: nn.Module) -> None:
+        for site in self.architecture.sites():
+            wts = [self._weight(index, path) for path in site.consumers]
+            mask = self._mask(index, site, wts)
+            if site.norm is not None:
+                norm = layer.get_submodule(site.norm)
+                tree.replace(layer, site.norm, self._norm(norm, mask))
+            for path, wt_DN in zip(site.consumers, wts, strict=True):
+                is_sparse = mask is not None or self.forces_kernel
+                tree.replace(
+                    layer,
+                    path,
+                    SparseLinear(
+                        wt_DN,
+                        self.weights.get(f"layers.{index}.{path}.bias"),
+                        kernels=self.kernels,
+                        phase=self.phase,
+                        meter=self.meter,
+                        mask=mask if site.norm is None else None,
+                        max_rows=self.max_rows(*wt_DN.shape) if is_sparse else 0,
+                        has_row_major=self.row_major,
+                    ),
+                )
+
+    def _weight(self, index: int, path: str) -> Tensor:
+        wt_DN = self.weights.get(f"layers.{index}.{path}.weight")
+        assert wt_DN is not None, f"the artifact lacks layers.{index}.{path}.weight"
+        return wt_DN
+
+    def _mask(self, index: int, site: Site, wts: list[Tensor]) -> Mask | None:
+        """What selects at a site; None where all is kept."""
+        chosen = self.selections[index][site.name]
+        num_inputs, num_outputs = wts[0].shape[0], sum(wt.shape[1] for wt in wts)
+        self.meter.num_weights += num_inputs * num_outputs
+        k = num_inputs if chosen.k is None else chosen.k
+        self._kept += k * num_outputs
+        if chosen.threshold is None and k >= num_inputs:
+            self.meter.unmasked_weights += num_inputs * num_outputs
+            return None
+        is_first, self._has_mask = not self._has_mask, True
+        return Mask(
+            self.kernels,
+            self.meter,
+            num_outputs,
+            k=chosen.k,
+            threshold=chosen.threshold,
+            score_D=self.weights.score(f"layers.{index}.{site.name}.score"),
+            counts_tokens=is_first,
+        )
+
+    def _norm(self, norm: nn.Module, mask: Mask | None) -> nn.Module:
+        if self.folds:
+            eps = norm_eps(norm)
+            if mask is None:
+                return FinalNorm(eps, self.kernels)
+            return StreamNorm(eps, mask, self.phase)
+        return norm if mask is None else MaskedNorm(norm, mask, self.phase)
+
+    def _ends(self) -> None:
+        """Embeddings, final norm and head, which a rotation of the stream changes too."""
+        for index, path in enumerate(self.architecture.embeddings):
+            table = self.model.get_submodule(path)
+            rows = self.weights.get(f"embeddings.{index}.weight")
+            table._parameters["weight"] = None if rows is None else _frozen(rows)
+        norm = self.model.get_submodule(self.architecture.final_norm)
+        tree.replace(
+            self.model, self.architecture.final_norm, FinalNorm(norm_eps(norm), self.kernels)
+        )
+        head = self.model.get_submodule("lm_head")
+        weight, bias = self.weights.get("head.weight"), self.weights.get("head.bias")
+        assert weight is not None
+        head._parameters["weight"] = _frozen(weight)
+        head._parameters["bias"] = None if bias is None else _frozen(bias)
+        config = copy.deepcopy(self.model.config)
+        config.tie_word_embeddings = False
+        self.model.config = config
+
+
+def _frozen(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor, requires_grad=False)

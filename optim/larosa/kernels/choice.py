@@ -1,0 +1,68 @@
+"""The kernels of a device."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from optim.errors import InputError
+
+
+class Kernels(Protocol):
+    """What `optim.larosa.kernels.reference` defines, on one kind of device."""
+
+    def select(self, x_BD: Tensor, k: int, score_D: Tensor | None) -> Tensor: ...
+
+    def above(self, x_BD: Tensor, threshold: float) -> Tensor: ...
+
+    def normalize_select(
+        self, x_BD: Tensor, eps: float, k: int | None, score_D: Tensor | None
+    ) -> Tensor: ...
+
+    def sparse_linear(
+        self, x_BD: Tensor, wt_DN: Tensor, bias_N: Tensor | None
+    ) -> tuple[Tensor, int]:
+        """The product, and the rows of `wt_DN` that were read; -1 where that is not known."""
+        ...
+
+
+class _Cuda:
+    def __init__(self) -> None:
+        from optim.larosa.kernels import cuda
+
+        cuda.require()
+        self.select = cuda.select
+        self.above = cuda.above
+        self.normalize_select = cuda.normalize_select
+        self._linear = cuda.sparse_linear
+
+    def sparse_linear(
+        self, x_BD: Tensor, wt_DN: Tensor, bias_N: Tensor | None
+    ) -> tuple[Tensor, int]:
+        return self._linear(x_BD, wt_DN, bias_N), -1
+
+
+class _Cpu:
+    def __init__(self) -> None:
+        from optim.larosa.kernels import cpu
+
+        cpu.variant()  # raises where they are missing
+        self.select = cpu.select
+        self.above = cpu.above
+        self.normalize_select = cpu.normalize_select
+        self.sparse_linear = cpu.sparse_linear
+
+
+def kernels_for(device: torch.device) -> Kernels:
+    """The kernels of a device; InputError where there are none, or what they need is missing."""
+    if device.type == "cuda":
+        return _Cuda()
+    if device.type == "cpu":
+        return _Cpu()
+    raise InputError(
+        f"larosa has no kernel for {device.type}",
+        field="device",
+        mend="Use device: cpu or cuda",
+    )

@@ -1,0 +1,174 @@
+"""The modules that take the place of a model's norms and projections."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optim.larosa.kernels.choice import Kernels
+from optim.larosa.meter import Meter
+from optim.larosa.phase import Phase
+
+
+@dataclass
+class Mask:
+    """What is kept of one site's activations: the `k` largest, or those above a threshold."""
+
+    kernels: Kernels
+    meter: Meter
+    num_outputs: int
+    """Weights that one input channel has, over all projections that read the site."""
+    k: int | None = None
+    threshold: float | None = None
+    score_D: Tensor | None = None
+    """Channels are ranked by |x| times this [D, float32]; None ranks by |x|."""
+    counts_tokens: bool = False
+    """True of one mask of a model: it tells the meter how many tokens there were."""
+
+    def __call__(self, x_BD: Tensor) -> Tensor:
+        start = perf_counter()
+        if self.threshold is not None:
+            kept_BD = self.kernels.above(x_BD, self.threshold)
+        else:
+            assert self.k is not None
+            kept_BD = self.kernels.select(x_BD, self.k, self.score_D)
+        return self._noted(kept_BD, start)
+
+    def normalized(self, x_BD: Tensor, eps: float) -> Tensor:
+        """The same of x over its root mean square, in one pass."""
+        start = perf_counter()
+        if self.threshold is not None:
+            plain_BD = self.kernels.normalize_select(x_BD, eps, None, None)
+            return self._noted(self.kernels.above(plain_BD, self.threshold), start)
+        return self._noted(self.kernels.normalize_select(x_BD, eps, self.k, self.score_D), start)
+
+    def _noted(self, kept_BD: Tensor, start: float) -> Tensor:
+        meter = self.meter
+        if not meter.counts:
+            return kept_BD
+        meter.select_s += perf_counter() - start
+        num_rows = kept_BD.numel() // kept_BD.shape[-1]
+        if self.k is not None:
+            kept = num_rows * min(self.k, kept_BD.shape[-1])
+        else:
+            kept = int(torch.count_nonzero(kept_BD))
+        meter.kept_weights += kept * self.num_outputs
+        if self.counts_tokens:
+            meter.num_tokens += num_rows
+        return kept_BD
+
+
+class StreamNorm(nn.Module):
+    """RMSNorm without a gain, in front of projections that it was folded into."""
+
+    def __init__(self, eps: float, mask: Mask, phase: Phase) -> None:
+        super().__init__()
+        self.eps, self.mask, self.phase = eps, mask, phase
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        if self.phase.is_sparse(x_BTD):
+            return self.mask.normalized(x_BTD, self.eps)
+        return self.mask.kernels.normalize_select(x_BTD, self.eps, None, None)
+
+
+class FinalNorm(nn.Module):
+    """RMSNorm without a gain, in front of the head that it was folded into."""
+
+    def __init__(self, eps: float, kernels: Kernels) -> None:
+        super().__init__()
+        self.eps, self.kernels = eps, kernels
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.kernels.normalize_select(x_BTD, self.eps, None, None)
+
+
+class MaskedNorm(nn.Module):
+    """A model's own norm, and a selection of what comes out of it."""
+
+    def __init__(self, norm: nn.Module, mask: Mask, phase: Phase) -> None:
+        super().__init__()
+        self.norm, self.mask, self.phase = norm, mask, phase
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        y_BTD: Tensor = self.norm(x_BTD)
+        return self.mask(y_BTD) if self.phase.is_sparse(x_BTD) else y_BTD
+
+
+class SparseLinear(nn.Module):
+    """A projection that does not read the weights of inputs that are zero.
+
+    With a mask it selects from its own input first; without one that has been done before it.
+    `max_rows` is the most rows (sequences of a decode step) that the sparse kernel is used for:
+    above, the same masked input goes through a dense product. `wt_ND` is a second, row-major copy
+    for many rows, where that pays.
+    """
+
+    wt_DN: Tensor
+    bias_N: Tensor | None
+    w_ND: Tensor | None
+
+    def __init__(
+        self,
+        wt_DN: Tensor,
+        bias_N: Tensor | None,
+        *,
+        kernels: Kernels,
+        phase: Phase,
+        meter: Meter,
+        mask: Mask | None,
+        max_rows: int,
+        has_row_major: bool = False,
+    ) -> None:
+        super().__init__()
+        self.wt_DN = nn.Parameter(wt_DN, requires_grad=False)
+        self.bias_N = None if bias_N is None else nn.Parameter(bias_N, requires_grad=False)
+        self.w_ND = None
+        if has_row_major:
+            self.w_ND = nn.Parameter(wt_DN.T.contiguous(), requires_grad=False)
+        self.kernels, self.phase, self.meter, self.mask = kernels, phase, meter, mask
+        self.max_rows = max_rows
+        self.row_bytes = wt_DN.shape[1] * wt_DN.element_size()
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        if not self.phase.is_sparse(x_BTD):
+            return self._dense(x_BTD)
+        if self.mask is not None:
+            x_BTD = self.mask(x_BTD)
+        if x_BTD.numel() > self.max_rows * x_BTD.shape[-1]:
+            return self._dense(x_BTD)
+        y_BTN, num_read = self.kernels.sparse_linear(x_BTD, self.wt_DN, self.bias_N)
+        if num_read >= 0:
+            self.meter.skipped_bytes += (self.wt_DN.shape[0] - num_read) * self.row_bytes
+        return y_BTN
+
+    def _dense(self, x_BTD: Tensor) -> Tensor:
+        if self.w_ND is not None:
+            return nn.functional.linear(x_BTD, self.w_ND, self.bias_N)
+        y_BTN = x_BTD @ self.wt_DN
+        return y_BTN if self.bias_N is None else y_BTN + self.bias_N
+
+
+class AdaptedLayer(nn.Module):
+    """A decoder layer whose output is brought into the next layer's basis: `x @ adapter`."""
+
+    def __init__(self, layer: nn.Module, adapter_DD: Tensor) -> None:
+        super().__init__()
+        self.layer = layer
+        self.adapter_DD = nn.Parameter(adapter_DD, requires_grad=False)
+
+    def __getattr__(self, name: str) -> Any:
+        # What a model asks its layers for (`attention_type`, …) is still there.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("layer"), name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        out = self.layer(*args, **kwargs)
+        if isinstance(out, tuple):
+            return (out[0] @ self.adapter_DD, *out[1:])
+        return out @ self.adapter_DD

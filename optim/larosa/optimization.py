@@ -1,0 +1,112 @@
+"""`Larosa`: the optimisation that a trial names."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from optim.errors import InputError
+from optim.larosa.architecture import architecture_of
+from optim.larosa.artifact import Artifact, read_manifest
+from optim.larosa.break_even import RowRule, max_rows
+from optim.larosa.kernels.choice import kernels_for
+from optim.larosa.preparation import LarosaPreparation
+from optim.larosa.sparse_model import at_sparsity, selections, sparse_model
+from optim.model import LanguageModel
+
+if TYPE_CHECKING:
+    from optim.registry import Preparation, Stage
+
+_DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+_FIELD = "optimizations.larosa"
+
+
+class Larosa(BaseModel):
+    """Rotated activation sparsity: while generating, most activations' weights are not read.
+
+    Approximate: it changes what is computed of a token, not how many tokens a text has. Faster
+    where weights are much larger than the cache and few sequences are generated at once.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    name: ClassVar[str] = "larosa"
+    stage: ClassVar[Stage] = "weights"
+    preparation: ClassVar[type[Preparation] | None] = LarosaPreparation
+    places: ClassVar[frozenset[str]] = frozenset({"artifact"})
+
+    artifact: Annotated[str, Field(min_length=1)]
+    """The folder that `optrial prepare larosa` wrote; its variant is chosen there."""
+    sparsity: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.4
+    """Share of the weights of attention and MLP that are not read for a generated token."""
+    sparsify_prefill: bool = False
+    """Drop activations of prompts, too. By default prompts are computed in full."""
+    sparse_rows: Annotated[int, Field(ge=0)] | None = None
+    """Most sequences per step that the sparse kernel is used for; above, the same masked
+    activations go through a dense product. null: what the artifact says pays."""
+
+    @field_validator("artifact")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        return str(Path(value).expanduser().absolute())
+
+    def content(self) -> str:
+        """Fingerprint of the artifact; InputError where there is none."""
+        return read_manifest(Path(self.artifact))[1]
+
+    def apply(self, lm: LanguageModel) -> LanguageModel:
+        """The rotated model, sparse while decoding; shares what is unchanged with `lm`.
+
+        Raises InputError where the architecture or the device has no such thing, where the kernels
+        are missing, and where the artifact is of another model or a narrower dtype.
+        """
+        architecture_of(lm.model)
+        kernels_for(lm.device)
+        artifact = Artifact.open(self.artifact)
+        self._check_fits(artifact, lm)
+        shares, thresholds = at_sparsity(artifact.manifest.levels, self.sparsity)
+        made = sparse_model(
+            lm,
+            artifact,
+            selections(artifact, shares, thresholds if self.sparsity else None),
+            rule=self._rule(artifact, lm),
+            sparsify_prefill=self.sparsify_prefill,
+            row_major=artifact.manifest.row_major,
+        )
+        return replace(made, fingerprint=self._fingerprint(lm, artifact))
+
+    def _rule(self, artifact: Artifact, lm: LanguageModel) -> RowRule:
+        if self.sparse_rows is not None:
+            rows = self.sparse_rows
+            return lambda inputs, outputs: rows
+        dtype = str(lm.model.dtype).removeprefix("torch.")
+        return max_rows(artifact.manifest.break_even, lm.device.type, dtype, self.sparsity)
+
+    def _check_fits(self, artifact: Artifact, lm: LanguageModel) -> None:
+        manifest = artifact.manifest
+        if manifest.input != lm.identity():
+            raise InputError(
+                f"was made from another model ({manifest.input[:12]}…, this one is "
+                f"{lm.identity()[:12]}…)",
+                source=self.artifact,
+                field=f"{_FIELD}.artifact",
+                mend="Prepare one for this model: optrial prepare larosa --model MODEL --data DATA "
+                "--out OUT",
+            )
+        own, wanted = getattr(torch, manifest.dtype), lm.model.dtype
+        if own != wanted and _DTYPES.index(own) < _DTYPES.index(wanted):
+            raise InputError(
+                f"holds weights in {manifest.dtype}, and the model is in "
+                f"{str(wanted).removeprefix('torch.')}",
+                source=self.artifact,
+                field=f"{_FIELD}.artifact",
+                mend=f"Prepare it with --dtype {str(wanted).removeprefix('torch.')}",
+            )
+
+    def _fingerprint(self, lm: LanguageModel, artifact: Artifact) -> str:
+        parts: list[Any] = [lm.identity(), artifact.fingerprint, self.sparsity]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()

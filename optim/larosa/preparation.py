@@ -1,0 +1,298 @@
+"""`optrial prepare larosa`: from a model and calibration text to an artifact."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from torch import Tensor
+
+from optim.errors import InputError
+from optim.larosa import break_even
+from optim.larosa.architecture import architecture_of
+from optim.larosa.artifact import (
+    MANIFEST,
+    ROTATIONS,
+    Artifact,
+    file_entries,
+    save_tensors,
+    write_config,
+)
+from optim.larosa.calibration import Sequences, divergence, sequences
+from optim.larosa.coefficients import Allocation, Search, Shares, spent, uniform
+from optim.larosa.kernels.choice import kernels_for
+from optim.larosa.manifest import Calibration, Level, Manifest, Variant
+from optim.larosa.moments import quantile
+from optim.larosa.rotation import Facts, Recipe, Rotation
+from optim.larosa.sparse_model import selections, sparse_model
+from optim.model import LanguageModel
+
+OnStage = Callable[[str], None]
+MOST_LOGITS = 64 << 20
+"""Logits of the dense model that are kept for comparison, over all held-out sequences."""
+
+RECIPES: dict[Variant, Recipe] = {
+    "larosa+": Recipe(),
+    "larosa": Recipe(moments=("h1",), rotates_values=False, weight_aware=False),
+    "topk": Recipe(rotates=False, rotates_values=False, weight_aware=False),
+    "threshold": Recipe(
+        rotates=False, rotates_values=False, weight_aware=False, with_magnitudes=True
+    ),
+}
+
+
+class LarosaPreparation(BaseModel):
+    """How an artifact is made. The corpus is the calibration text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    name: ClassVar[str] = "larosa"
+
+    variant: Variant = "larosa+"
+    """larosa+: ours. larosa: as published. topk: no rotation. threshold: no rotation, a fixed
+    threshold instead of a fixed number (TEAL)."""
+    span: Annotated[int, Field(ge=0)] = 1
+    """Neighbouring layers that share a rotation; between two that do not stands one dense product
+    of the model's width. 0: one rotation for all layers, and no product."""
+    calibration_sequences: Annotated[int, Field(ge=1)] = 16
+    """Sequences to calibrate with."""
+    calibration_tokens: Annotated[int, Field(ge=16)] = 2048
+    """Tokens of each, at most the model's context."""
+    search_sequences: Annotated[int, Field(ge=0)] = 4
+    """More sequences, held out, on which it is found out how to share the sparsity among the
+    sites; 0 drops the same share everywhere."""
+    levels: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.25, 0.4, 0.5, 0.65)
+    """Sparsities that are searched; between them, shares are interpolated."""
+    break_even: bool = True
+    """Measure on this machine from how many rows on a dense product is faster."""
+
+    @field_validator("levels")
+    @classmethod
+    def _ascending(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value:
+            raise ValueError("give one sparsity or more")
+        return tuple(sorted(set(value)))
+
+    def run(
+        self,
+        lm: LanguageModel,
+        corpus: Iterable[str],
+        out_dir: Path,
+        *,
+        source: str,
+        on_stage: OnStage = lambda stage: None,
+    ) -> str:
+        """Write the artifact and return its fingerprint; nothing is left behind by a failure.
+
+        `source` says where the corpus came from. Raises InputError where the architecture is not
+        known, the text is too short, an activation is not finite, or `out_dir` is not empty.
+        """
+        architecture_of(lm.model)
+        kernels_for(lm.device)
+        _require_new(out_dir)
+        on_stage("reading the calibration text")
+        text = sequences(
+            lm,
+            corpus,
+            self.calibration_sequences,
+            self.calibration_tokens,
+            max(1, self.search_sequences),
+        )
+        with _beside(out_dir) as folder:
+            facts, folds = self._write_weights(lm, text.calibration_NT, folder, on_stage)
+            draft = self._draft(lm, text, facts, folds, source)
+            write_manifest(folder, draft)
+            levels = self._levels(lm, folder, facts, text, on_stage)
+            finished = draft.model_copy(
+                update={"levels": levels, **self._timings(lm, folder, on_stage)}
+            )
+            write_manifest(folder, finished)
+            fingerprint = Artifact.open(folder).fingerprint
+            _publish(folder, out_dir)
+        return fingerprint
+
+    @property
+    def recipe(self) -> Recipe:
+        """What is done to the weights."""
+        return replace(RECIPES[self.variant], span=self.span)
+
+    def _write_weights(
+        self, lm: LanguageModel, calibration_NT: Tensor, folder: Path, on_stage: OnStage
+    ) -> tuple[Facts, bool]:
+        rotation = Rotation(lm, self.recipe, calibration_NT, on_stage)
+        turned: dict[str, Tensor] = {}
+        for stem, tensors in rotation.files():
+            if stem.startswith("rotation"):
+                turned |= tensors
+            else:
+                save_tensors(folder / f"{stem}.safetensors", tensors)
+        if turned:
+            save_tensors(folder / ROTATIONS, turned)
+        write_config(folder, lm.model.config.to_dict())
+        lm.tokenizer.save_pretrained(folder)
+        if lm.model.generation_config is not None:
+            lm.model.generation_config.save_pretrained(folder)
+        return rotation.facts, rotation.folds
+
+    def _draft(
+        self, lm: LanguageModel, text: Sequences, facts: Facts, folds: bool, source: str
+    ) -> Manifest:
+        architecture = architecture_of(lm.model)
+        has_note = self.recipe.rotates and architecture.note
+        return Manifest(
+            variant=self.variant,
+            input=lm.identity(),
+            model_type=lm.model.config.model_type,
+            dtype=str(lm.model.dtype).removeprefix("torch."),
+            span=self.span,
+            folds=folds,
+            adapted=facts.adapted,
+            weight_aware=self.recipe.weight_aware,
+            calibration=Calibration(
+                source=source,
+                num_sequences=text.calibration_NT.shape[0],
+                sequence_length=text.calibration_NT.shape[1],
+                sha256=text.sha256,
+            ),
+            levels=[],
+            break_even=[],
+            adapter_bytes=facts.adapter_bytes,
+            orthogonality_error=facts.orthogonality_error,
+            notes=[architecture.note] if has_note else [],
+            files={},
+            versions={
+                name: importlib.metadata.version(name)
+                for name in ("optrial", "torch", "transformers")
+            },
+        )
+
+    # --- sparsities ----------------------------------------------------------------------------
+
+    def _levels(
+        self, lm: LanguageModel, folder: Path, facts: Facts, text: Sequences, on_stage: OnStage
+    ) -> list[Level]:
+        artifact = Artifact.open(folder, check=False)
+        sizes = artifact.sizes()
+        search = Search(sizes, _Trial(lm, artifact, text.held_out_NT).divergence, on_stage)
+        found = []
+        for level in self.levels:
+            thresholds = None
+            if self.variant == "threshold":
+                chosen = Allocation(uniform(sizes, level), None, "uniform")
+                thresholds = [
+                    {site: quantile(kept, level) for site, kept in layer.items()}
+                    for layer in facts.magnitudes
+                ]
+            elif not self.search_sequences or self.variant == "topk":
+                chosen = Allocation(uniform(sizes, level), None, "uniform")
+            elif self.variant == "larosa":
+                chosen = search.published(level)
+            else:
+                chosen = search.best(level)
+            found.append(
+                Level(
+                    sparsity=spent(sizes, chosen.shares),
+                    sites=chosen.shares,
+                    thresholds=thresholds,
+                    shape=chosen.shape,
+                    divergence=chosen.cost,
+                )
+            )
+        return found
+
+    def _timings(self, lm: LanguageModel, folder: Path, on_stage: OnStage) -> dict[str, object]:
+        if not self.break_even:
+            return {}
+        artifact = Artifact.open(folder, check=False)
+        paths = [path for site in artifact.architecture.sites() for path in site.consumers]
+        shapes = {artifact.shape(0, path) for path in paths}
+        table = break_even.measure(shapes, self.levels, lm.model.dtype, lm.device, on_stage)
+        largest = max(shapes, key=math.prod)
+        row_major = break_even.row_major_pays(largest, lm.model.dtype, lm.device)
+        return {"break_even": table, "row_major": row_major}
+
+
+class _Trial:
+    """Measures allocations on held-out text, every token masked."""
+
+    def __init__(self, lm: LanguageModel, artifact: Artifact, held_out_NT: Tensor) -> None:
+        self.lm, self.artifact, self.held_out_NT = lm, artifact, held_out_NT
+        size = lm.model.get_output_embeddings().weight.shape[0]
+        num_kept = max(1, MOST_LOGITS // (size * len(held_out_NT)))
+        step = -(-held_out_NT.shape[1] // num_kept)
+        self._places_T = torch.arange(0, held_out_NT.shape[1], step, device=lm.device)
+        self._dense: list[Tensor] | None = None
+
+    def divergence(self, shares: Shares) -> float:
+        """Mean KL(dense || sparse) per token, nats."""
+        if self._dense is None:
+            self._dense = [
+                torch.log_softmax(self._logits(self.lm, index).float(), -1)
+                for index in range(len(self.held_out_NT))
+            ]
+        sparse = sparse_model(
+            self.lm,
+            self.artifact,
+            selections(self.artifact, shares),
+            rule=lambda inputs, outputs: 0,
+            sparsify_prefill=True,
+        )
+        return divergence(self._dense, lambda index: self._logits(sparse, index))
+
+    def _logits(self, lm: LanguageModel, index: int) -> Tensor:
+        with torch.inference_mode():
+            row_1T = self.held_out_NT[index][None].to(lm.device)
+            out = lm.model(input_ids=row_1T, use_cache=False, logits_to_keep=self._places_T)
+            logits_TV: Tensor = out.logits[0]
+            return logits_TV
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest, with the sizes and sha256 of the files that are there."""
+    complete = manifest.model_copy(update={"files": file_entries(folder)})
+    (folder / MANIFEST).write_text(complete.model_dump_json(indent=1), encoding="utf-8")
+
+
+def _require_new(out_dir: Path) -> None:
+    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+        raise InputError(
+            "is there already, and not empty",
+            source=out_dir,
+            field="out",
+            mend="Choose another folder, or remove this one",
+        )
+
+
+@contextmanager
+def _beside(out_dir: Path) -> Iterator[Path]:
+    """A folder next to the wanted one, which is removed whatever happens."""
+    try:
+        out_dir.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
+    except OSError as error:
+        raise InputError(
+            f"cannot be written: {error.strerror}", source=out_dir, field="out",
+            mend="Choose a place that you may write to",
+        ) from error  # fmt: skip
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _publish(folder: Path, out_dir: Path) -> None:
+    folder.chmod(0o755)
+    for path in folder.iterdir():
+        path.chmod(0o644)  # the workers' user may be another one
+    if out_dir.exists():
+        out_dir.rmdir()
+    os.replace(folder, out_dir)
