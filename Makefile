@@ -38,6 +38,9 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.orchestration
 	$(BIN)/python -m benchmarks.kv_cache
+	$(BIN)/python -m benchmarks.sparse_gemv
+	$(BIN)/python -m benchmarks.decode
+	$(BIN)/python -m benchmarks.sparsity_quality
 
 docs: $(STAMP)
 	$(BIN)/python -m docs.generate

@@ -35,7 +35,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "threshold": {"variant": "threshold"},
     "larosa": {"variant": "larosa"},
     "larosa+": {"variant": "larosa+"},
-    "larosa+, same share everywhere": {"variant": "larosa+", "search_sequences": 0},
+    "larosa+, same share everywhere": {"variant": "larosa+", "held_out": 0},
     "larosa+, one rotation": {"variant": "larosa+", "span": 0},
 }
 WINDOW = 512

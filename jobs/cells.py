@@ -52,8 +52,8 @@ CELLS = [
     Column(
         "sparsity",
         FLOAT,
-        "share of the weights of attention and MLP whose input was zero, over generated tokens; "
-        "null where activations are not masked",
+        "share of the weights of attention and MLP whose input was zero, over the tokens that were "
+        "masked (generated ones, and targets); null where none is",
     ),
     Column("skipped_bytes", INT, "weights that were not read; null where that is not known (GPU)"),
     Column("select_s", FLOAT, "part of wall_s spent on choosing activations; null on GPU"),

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
+import fsspec
+
+from jobs.jsonl import Record
 from jobs.sources import opened
 from jobs.spec import DatasetSpec
-from jobs.yaml_files import nearest
+from jobs.yaml_files import is_utf8, nearest
 from optim.errors import InputError
 
 DEMO = "demo/training"
 """The documentation that the demo model was trained on; trials use none of it."""
+
+
+def read_corpora(paths: Sequence[str], column: str | None = None) -> Iterator[str]:
+    """The texts of several corpora in turn, one of each, until all have ended.
+
+    So every one of them is part of what is read, however little that is.
+    """
+    waiting = [read_corpus(path, column) for path in paths]
+    while waiting:
+        for texts in list(waiting):
+            text = next(texts, None)
+            if text is None:
+                waiting.remove(texts)
+            else:
+                yield text
 
 
 def read_corpus(path: str, column: str | None = None) -> Iterator[str]:
@@ -19,39 +36,76 @@ def read_corpus(path: str, column: str | None = None) -> Iterator[str]:
 
     `path` is a .txt file (its paragraphs), `demo/training`, or what a spec's dataset may be; then
     `column` holds the texts, by default `text`, else `prompt` with the `target` after it. Raises
-    InputError where it cannot be read or has no such column.
+    InputError where it cannot be read, has no such column, or holds what is no Unicode text.
     """
+    is_plain = path == DEMO or path.lower().endswith(".txt")
+    if is_plain and column is not None:
+        raise InputError(
+            "has no columns", source=path, field="--column", mend="Leave --column out, or give a "
+            "dataset that has it"
+        )  # fmt: skip
     if path == DEMO:
-        from jobs.demo_corpus import training_documents
+        yield from _demo()
+    elif is_plain:
+        yield from _paragraphs(path)
+    else:
+        yield from _rows(path, column)
 
-        return (document.text for document in training_documents() if not document.is_source)
-    if path.lower().endswith(".txt"):
-        return _paragraphs(path)
-    return _rows(path, column)
+
+def _demo() -> Iterator[str]:
+    from jobs.demo_corpus import training_documents
+
+    return (document.text for document in training_documents() if not document.is_source)
 
 
 def _paragraphs(path: str) -> Iterator[str]:
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"cannot be read: {reason}", source=path, field="data") from error
+        with fsspec.open(path, "r", encoding="utf-8-sig") as stream:
+            text = stream.read()
     except UnicodeDecodeError as error:
-        raise InputError(f"is not UTF-8 (byte {error.start})", source=path, field="data") from error
+        raise InputError(
+            f"is not UTF-8 (byte {error.start})", source=path, field="--data"
+        ) from error
+    except (OSError, ImportError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot be read: {reason}", source=path, field="--data") from error
     yield from (part for part in text.split("\n\n") if part.strip())
 
 
 def _rows(path: str, column: str | None) -> Iterator[str]:
-    with opened(DatasetSpec(path=path)) as source:
-        there = source.columns()
-        names = _columns(path, column, there)
-        for record in source.records(names):
-            if record.values is None:
-                raise InputError(str(record.error), source=path, field="data")
-            texts = [record.values.get(name) for name in names]
-            text = "".join(part for part in texts if isinstance(part, str))
-            if text:
-                yield text
+    try:
+        with opened(DatasetSpec(path=path)) as source:
+            names = _columns(path, column, source.columns())
+            for record in source.records(names):
+                text = "".join(_texts(path, record, names))
+                if text:
+                    yield text
+    except InputError as error:
+        raise InputError(
+            error.problem, source=error.source or path, field="--data", mend=_mend(path, error)
+        ) from error
+
+
+def _mend(path: str, error: InputError) -> str | None:
+    if error.mend is None or "--column" in error.mend:
+        return error.mend
+    if path.startswith("demo/"):
+        return f"For the demo model it is {DEMO}"
+    return f"{error.mend}; or a .txt file, or {DEMO}"
+
+
+def _texts(path: str, record: Record, names: list[str]) -> Iterator[str]:
+    if record.values is None:
+        raise InputError(str(record.error), source=path)
+    for name in names:
+        text = record.values.get(name)
+        if isinstance(text, str):
+            if not is_utf8(text):
+                raise InputError(
+                    f"{record.place}: `{name}` has a lone surrogate or bytes that are not UTF-8",
+                    source=path,
+                )
+            yield text
 
 
 def _columns(path: str, column: str | None, there: list[str]) -> list[str]:
@@ -62,7 +116,6 @@ def _columns(path: str, column: str | None, there: list[str]) -> list[str]:
         raise InputError(
             f"there is no column `{wanted}`",
             source=path,
-            field="data",
             mend=f"{mend}Name the one that holds the texts with --column: {', '.join(there)}",
         )
     if column is None and wanted == "prompt" and "target" in there:

@@ -10,10 +10,8 @@ import importlib.metadata
 import json
 import os
 import platform
-import signal
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,7 @@ from cluster.scheduler import Outcome, Scheduler, preflight
 from cluster.storage import LocalStore
 from jobs.effects_table import write_effects
 from jobs.planning import describe_difference, make_plan
-from jobs.ray_session import ray_session
+from jobs.ray_session import ray_session, terminated_as_interrupted
 from jobs.spec import read_spec
 from jobs.summary import write_summary
 from optim.errors import InputError
@@ -71,7 +69,7 @@ def evaluate(
         done = scheduler.outcome.cells_done
         on_stage(f"resuming: {done} of {scheduler.outcome.cells_total} cells are there already")
     if scheduler.num_pending:
-        with ray_session(address, on_stage), _terminated_as_interrupted():
+        with ray_session(address, on_stage), terminated_as_interrupted():
             on_stage(preflight(plan))
             on_stage(f"loading the model ({plan.model.path})")
             hardware = scheduler.start()
@@ -162,24 +160,6 @@ def _freeze(
             field="output",
             mend="Choose a place that you may write to",
         ) from error
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """A SIGTERM ends a run as Ctrl-C does: workers stopped, what is committed kept."""
-
-    def interrupt(signum: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread, which alone gets signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _version(package: str) -> str | None:

@@ -5,21 +5,24 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Thread
+from threading import Event, Thread
 from typing import Annotated, Any, get_args, get_origin
 
 import typer
 from pydantic import BaseModel, ValidationError
+from rich.text import Text
 
 from cluster.plan import ModelSource
-from jobs.corpus import read_corpus
+from jobs.corpus import read_corpora
 from optim.errors import InputError
 from optim.registry import Preparation, preparations
 
 OnStage = Callable[[str], None]
+CLEAN_UP_S = 60.0
+"""The most that an interrupted task is waited for."""
 
 
 def prepare(
@@ -43,29 +46,52 @@ def prepare(
     import ray
     from ray.exceptions import RayTaskError
 
-    from jobs.ray_session import ray_session
+    from jobs.ray_session import ray_session, terminated_as_interrupted
 
     checked(name, settings)
     folder = str(Path(out).expanduser().absolute())
-    with ray_session(address, on_stage):
+    with ray_session(address, on_stage), terminated_as_interrupted():
         _require(ray.cluster_resources(), cpus, gpus)  # type: ignore[no-untyped-call]
         task = ray.remote(_stages).options(num_cpus=cpus, num_gpus=gpus, num_returns="streaming")
         work: Any = task.remote(
-            name, settings, model.model_dump(), list(data), column, folder, cpus
+            name, settings, model.model_dump(), list(data), column, folder, cpus, gpus
         )
-        last = ""
         try:
-            for reference in work:
-                kind, text = ray.get(reference)
-                if kind == "stage":
-                    on_stage(text)
-                else:
-                    last = text
+            return _follow(work, on_stage)
         except RayTaskError as error:
             if isinstance(error.cause, InputError):
                 raise error.cause from None
             raise
+        except KeyboardInterrupt:
+            _cancel(work)
+            raise
+
+
+def _follow(work: Any, on_stage: OnStage) -> str:
+    """Report the stages of a task as they come; returns what it came to."""
+    import ray
+
+    last = ""
+    for reference in work:
+        kind, text = ray.get(reference)
+        if kind == "stage":
+            on_stage(text)
+        else:
+            last = text
     return last
+
+
+def _cancel(work: Any) -> None:
+    """Stop a task, and wait until it has removed what it had written so far."""
+    import ray
+    from ray.exceptions import RayError
+
+    ray.cancel(work)
+    try:
+        for reference in work:
+            ray.get(reference, timeout=CLEAN_UP_S)
+    except RayError:
+        return
 
 
 def checked(name: str, settings: dict[str, Any]) -> Preparation:
@@ -85,7 +111,11 @@ def checked(name: str, settings: dict[str, Any]) -> Preparation:
 
 
 def _require(have: dict[str, float], cpus: int, gpus: int) -> None:
-    for resource, wanted in (("CPU", cpus), ("GPU", gpus)):
+    for resource, wanted, least in (("CPU", cpus, 1), ("GPU", gpus, 0)):
+        if wanted < least:
+            raise InputError(
+                f"must be {least} or more, got {wanted}", field=f"--{resource.lower()}s"
+            )
         if wanted > have.get(resource, 0):
             raise InputError(
                 f"{wanted} {resource}s are asked for, and the cluster has "
@@ -103,29 +133,43 @@ def _stages(
     column: str | None,
     out: str,
     cpus: int,
+    gpus: int,
 ) -> Iterator[tuple[str, str]]:
     """The task: yields what it is at, and at last the fingerprint."""
     import torch
 
-    if "cuda" not in str(model["device"]) and model["device"] != "auto":
+    # Ray leaves every GPU visible to a task that asked for none.
+    if not gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     torch.set_num_threads(cpus)
     queue: SimpleQueue[tuple[str, Any]] = SimpleQueue()
+    stopped = Event()
+
+    def on_stage(text: str) -> None:
+        if stopped.is_set():
+            raise InterruptedError
+        queue.put(("stage", text))
 
     def work() -> None:
         try:
-            queue.put(("done", _prepare(name, settings, model, data, column, out, queue)))
+            queue.put(("done", _prepare(name, settings, model, data, column, out, on_stage)))
         except BaseException as error:  # It is raised again by the thread that waits.
             queue.put(("error", error))
 
-    Thread(target=work, daemon=True).start()
-    while True:
-        kind, value = queue.get()
-        if kind == "error":
-            raise value
-        yield kind, value
-        if kind == "done":
-            return
+    thread = Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, value = queue.get()
+            if kind == "error":
+                raise value
+            yield kind, value
+            if kind == "done":
+                return
+    finally:
+        # Cancelled, it ends at its next stage and removes what it has written.
+        stopped.set()
+        thread.join(CLEAN_UP_S)
 
 
 def _prepare(
@@ -135,13 +179,12 @@ def _prepare(
     data: list[str],
     column: str | None,
     out: str,
-    queue: SimpleQueue[tuple[str, Any]],
+    on_stage: OnStage,
 ) -> str:
     from optim.model import fingerprint, load
 
-    def on_stage(text: str) -> None:
-        queue.put(("stage", text))
-
+    texts = read_corpora(data, column)
+    first = list(islice(texts, len(data)))  # What cannot be read is found out at once.
     source = ModelSource.model_validate(model)
     on_stage(f"loading the model ({source.path})")
     lm = load(
@@ -152,9 +195,9 @@ def _prepare(
         trust_remote_code=source.trust_remote_code,
         fingerprint=fingerprint(source.path, revision=source.revision),
     )
-    texts = chain.from_iterable(read_corpus(path, column) for path in data)
-    preparation = checked(name, settings)
-    return preparation.run(lm, texts, Path(out), source=", ".join(data), on_stage=on_stage)
+    return checked(name, settings).run(
+        lm, chain(first, texts), Path(out), source=", ".join(data), on_stage=on_stage
+    )
 
 
 # --- the commands ------------------------------------------------------------------------------
@@ -189,20 +232,24 @@ def command(name: str, kind: type[Preparation]) -> Callable[..., None]:
             device=device,  # type: ignore[arg-type]
             trust_remote_code=trust_remote_code,
         )
-        made = prepare(
-            name,
-            {key: value for key, value in settings.items() if value is not None},
-            model=source,
-            data=[_absolute(path) for path in data],
-            column=column,
-            out=out,
-            cpus=cpus,
-            gpus=gpus,
-            address=address,
-            on_stage=lambda text: screen.print(f"[dim]· {text}[/dim]", highlight=False),
-        )
-        screen.print(f"{out} is ready ({made[:12]}).", highlight=False, soft_wrap=True)
-        screen.print(f"In a spec: optimizations: [{{{name}: {{artifact: {out}}}}}]", markup=False)
+        try:
+            made = prepare(
+                name,
+                {key: value for key, value in settings.items() if value is not None},
+                model=source,
+                data=[_absolute(path) for path in data],
+                column=column,
+                out=out,
+                cpus=cpus,
+                gpus=gpus,
+                address=address,
+                on_stage=lambda text: screen.print(Text(f"· {text}", style="dim")),
+            )
+        except KeyboardInterrupt:
+            screen.print("\nInterrupted. Nothing is left behind.")
+            raise typer.Exit(130) from None
+        screen.print(Text(f"{out} is ready ({made[:12]})."), soft_wrap=True)
+        screen.print(Text(f"In a spec: optimizations: [{{{name}: {{artifact: {out}}}}}]"))
 
     own = _parameters(kind)
     run.__signature__ = inspect.Signature([*_common(), *own])  # type: ignore[attr-defined]

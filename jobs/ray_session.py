@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -43,3 +44,21 @@ def ray_session(
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """A SIGTERM ends a run as Ctrl-C does: workers stopped, what is committed kept."""
+
+    def interrupt(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread, which alone gets signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

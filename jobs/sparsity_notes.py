@@ -32,7 +32,7 @@ def _note(
     if skipped_bytes is None:
         return f"{text}."
     if not skipped_bytes:
-        text += ", but none was skipped: at this batch size a dense product is faster"
+        text += ", but none was skipped: at this batch size dense products were used"
     else:
         each = skipped_bytes / max(1, num_tokens)
         text += f"; {bytes_text(each)} per token were not read"

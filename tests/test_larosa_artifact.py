@@ -20,7 +20,7 @@ from optim.registry import optimization
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepared(
-        larosa_models.model("llama"), tmp_path_factory.mktemp("a"), search_sequences=2,
+        larosa_models.model("llama"), tmp_path_factory.mktemp("a"), held_out=2,
         break_even=True, levels=(0.4, 0.6),
     )  # fmt: skip
 
@@ -96,7 +96,7 @@ def test_transformers_loads_every_architecture(architecture: str, tmp_path: Path
 
 def test_the_same_text_gives_the_same_weights(artifact: Path, tmp_path: Path) -> None:
     again = prepared(
-        larosa_models.model("llama"), tmp_path, search_sequences=2, break_even=False,
+        larosa_models.model("llama"), tmp_path, held_out=2, break_even=False,
         levels=(0.4, 0.6),
     )  # fmt: skip
     for path in sorted(again.glob("*.safetensors")):
@@ -183,7 +183,7 @@ def test_text_that_is_too_short(tmp_path: Path) -> None:
     preparation = LarosaPreparation.model_validate(QUICK)
     with pytest.raises(InputError, match="too short: it has 201 tokens") as caught:
         preparation.run(lm, ["x" * 200], tmp_path / "out", source="test")
-    assert caught.value.field == "data"
+    assert caught.value.field == "--data"
     with pytest.raises(InputError, match="has 0 tokens"):
         preparation.run(lm, [], tmp_path / "out", source="test")
     assert not list(tmp_path.iterdir())

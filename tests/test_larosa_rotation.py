@@ -16,7 +16,7 @@ from optim.larosa.preparation import LarosaPreparation
 from optim.larosa.rotations import geometric_mean, orthogonality_error, principal_axes
 from optim.model import LanguageModel
 
-QUICK = {"calibration_sequences": 6, "calibration_tokens": 64, "search_sequences": 0,
+QUICK = {"sequences": 6, "tokens": 64, "held_out": 0,
          "break_even": False}  # fmt: skip
 
 

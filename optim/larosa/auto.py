@@ -76,9 +76,7 @@ class LarosaForCausalLM:
             lm,
             artifact,
             selections(artifact, shares, thresholds if sparsity else None),
-            rule=max_rows(
-                artifact.manifest.break_even, lm.device.type, artifact.manifest.dtype, sparsity
-            ),
+            rule=max_rows(artifact.manifest.break_even, lm.device.type, artifact.manifest.dtype),
             sparsify_prefill=sparsify_prefill,
             row_major=artifact.manifest.row_major,
         )

@@ -6,6 +6,7 @@ is part of every configuration that uses it.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
@@ -13,81 +14,117 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from optim.larosa.kernels.choice import kernels_for
+from optim.larosa.kernels.choice import Kernels, kernels_for
 from optim.larosa.manifest import BreakEven
 
 ROWS = (1, 2, 4, 8)
+SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8)
+"""Of a site's channels that are dropped."""
 ROUNDS = 7
+MOST_BYTES = 256 << 20
+"""Weights that are cycled through, so that they come from memory as they do in a large model."""
 PROMPT_TOKENS = 64
 PAYS = 1.25
 """A row-major copy is kept where it makes prompts this many times faster."""
 
+RowRule = Callable[[int, int, float], int]
+"""(inputs, outputs, share of the inputs that is dropped) -> most rows for the sparse kernel."""
 
-def default_max_rows(sparsity: float) -> int:
+
+def default_max_rows(share: float) -> int:
     """The rule where nothing was measured: one row, where enough is skipped to pay for choosing."""
-    return 1 if sparsity >= 0.2 else 0
+    return 1 if share >= 0.2 else 0
 
 
-def max_rows(table: Sequence[BreakEven], device: str, dtype: str, sparsity: float) -> RowRule:
-    """The rule for a device, dtype and sparsity: by shape, the nearest measured sparsity below."""
-    found: dict[tuple[int, int], BreakEven] = {}
+def max_rows(table: Sequence[BreakEven], device: str, dtype: str) -> RowRule:
+    """The rule of a device and dtype: by shape, at the nearest measured share below."""
+    found: dict[tuple[int, int], list[BreakEven]] = {}
     for entry in table:
-        if (entry.device, entry.dtype) != (device, dtype) or entry.sparsity > sparsity + 1e-9:
-            continue
-        best = found.get((entry.inputs, entry.outputs))
-        if best is None or entry.sparsity > best.sparsity:
-            found[entry.inputs, entry.outputs] = entry
+        if (entry.device, entry.dtype) == (device, dtype):
+            found.setdefault((entry.inputs, entry.outputs), []).append(entry)
 
-    def rule(inputs: int, outputs: int) -> int:
-        entry = found.get((inputs, outputs))
-        return default_max_rows(sparsity) if entry is None else entry.max_rows
+    def rule(inputs: int, outputs: int, share: float) -> int:
+        entries = found.get((inputs, outputs))
+        if not entries:
+            return default_max_rows(share)
+        below = [entry for entry in entries if entry.share <= share + 1e-9]
+        return max(below, key=lambda entry: entry.share).max_rows if below else 0
 
     return rule
 
 
-RowRule = Callable[[int, int], int]
-
-
 def measure(
     shapes: Iterable[tuple[int, int]],
-    sparsities: Sequence[float],
     dtype: torch.dtype,
     device: torch.device,
+    model_bytes: int,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> list[BreakEven]:
-    """Time both ways at each shape [inputs, outputs], sparsity and number of rows, interleaved."""
+    """Time both ways at each shape [inputs, outputs], share and number of rows, interleaved.
+
+    `model_bytes` are those of all the weights: where they fit into a cache they are timed there.
+    """
     kernels = kernels_for(device)
+    label = str(dtype).removeprefix("torch.")
     table = []
     for inputs, outputs in sorted(set(shapes)):
         on_stage(f"timing {inputs} x {outputs}")
-        wt_DN = _random(inputs, outputs, dtype, device)
-        for sparsity in sparsities:
-            most = 0
-            for rows in ROWS:
-                x_BD = kernels.select(
-                    _random(rows, inputs, dtype, device), round((1 - sparsity) * inputs), None
-                )
-                sparse, dense = _medians(
-                    [
-                        lambda x=x_BD, w=wt_DN: kernels.sparse_linear(x, w, None),  # type: ignore[misc]
-                        lambda x=x_BD, w=wt_DN: x @ w,  # type: ignore[misc]
-                    ],
-                    device,
-                )
-                if sparse > dense:
-                    break
-                most = rows
+        weights = _Weights(inputs, outputs, dtype, device, model_bytes)
+        for share in SHARES:
+            most = _most_rows(kernels, weights, share)
             table.append(
                 BreakEven(
                     device=device.type,
-                    dtype=str(dtype).removeprefix("torch."),
+                    dtype=label,
                     inputs=inputs,
                     outputs=outputs,
-                    sparsity=sparsity,
+                    share=share,
                     max_rows=most,
                 )
             )
     return table
+
+
+class _Weights:
+    """Equal weights at several places in memory, which take turns."""
+
+    def __init__(
+        self, inputs: int, outputs: int, dtype: torch.dtype, device: torch.device, model_bytes: int
+    ) -> None:
+        self.first_DN = _random(inputs, outputs, dtype, device)
+        size = self.first_DN.numel() * self.first_DN.element_size()
+        count = max(1, -(-min(model_bytes, MOST_BYTES) // size))
+        copies = [self.first_DN, *(self.first_DN.clone() for _ in range(count - 1))]
+        self._turns = itertools.cycle(copies)
+
+    def next(self) -> Tensor:
+        return next(self._turns)
+
+
+def _most_rows(kernels: Kernels, weights: _Weights, share: float) -> int:
+    """The last of `ROWS` up to which the sparse kernel was faster."""
+    inputs, dtype, device = (
+        weights.first_DN.shape[0],
+        weights.first_DN.dtype,
+        weights.first_DN.device,
+    )
+    most = 0
+    for rows in ROWS:
+        x_BD = kernels.select(
+            _random(rows, inputs, dtype, device), round((1 - share) * inputs), None
+        )
+
+        def sparse(x_BD: Tensor = x_BD) -> object:
+            return kernels.sparse_linear(x_BD, weights.next(), None)
+
+        def dense(x_BD: Tensor = x_BD) -> object:
+            return x_BD @ weights.next()
+
+        sparse_s, dense_s = _medians([sparse, dense], device)
+        if sparse_s > dense_s:
+            break
+        most = rows
+    return most
 
 
 def row_major_pays(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> bool:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from optim import tree
 from optim.larosa.architecture import Architecture, Site, architecture_of, layers_of
+from optim.larosa.break_even import RowRule
 from optim.larosa.kernels.choice import Kernels, kernels_for
 from optim.larosa.meter import Meter
 from optim.larosa.modules import AdaptedLayer, FinalNorm, Mask, MaskedNorm, SparseLinear, StreamNorm
@@ -22,6 +23,8 @@ from optim.larosa.projections import norm_eps
 class Selection:
     """What is kept of one site: a number of channels, or what is above a threshold."""
 
+    share: float
+    """Of the channels that are dropped (with a threshold: that it was calibrated to drop)."""
     k: int | None = None
     threshold: float | None = None
 
@@ -53,7 +56,7 @@ class Built:
 
 
 class Builder:
-    """Puts the pieces together; `max_rows(inputs, outputs)` is the break-even of a shape.
+    """Puts the pieces together; `max_rows` says which products go through the sparse kernel.
 
     Where all of a site is kept its projections are dense, unless `forces_kernel` (for measuring).
     """
@@ -66,7 +69,7 @@ class Builder:
         folds: bool,
         adapted: frozenset[int],
         selections: list[dict[str, Selection]],
-        max_rows: Callable[[int, int], int],
+        max_rows: RowRule,
         row_major: bool,
         sparsify_prefill: bool,
         forces_kernel: bool = False,
@@ -78,7 +81,7 @@ class Builder:
         self.forces_kernel = forces_kernel
         self.kernels: Kernels = kernels_for(model.device)
         self.phase = Phase(sparsify_prefill=sparsify_prefill)
-        self.meter = Meter(0, None, counts=model.device.type == "cpu")
+        self.meter = Meter(0, None, counts=self.kernels.counts)
         self.model = tree.copied(model)
         self._kept = 0
         self._has_mask = False
@@ -110,6 +113,7 @@ class Builder:
                 tree.replace(layer, site.norm, self._norm(norm, mask))
             for path, wt_DN in zip(site.consumers, wts, strict=True):
                 is_sparse = mask is not None or self.forces_kernel
+                share = self.selections[index][site.name].share
                 tree.replace(
                     layer,
                     path,
@@ -120,7 +124,9 @@ class Builder:
                         phase=self.phase,
                         meter=self.meter,
                         mask=mask if site.norm is None else None,
-                        max_rows=self.max_rows(*wt_DN.shape) if is_sparse else 0,
+                        max_rows=self.max_rows(wt_DN.shape[0], wt_DN.shape[1], share)
+                        if is_sparse
+                        else 0,
                         has_row_major=self.row_major,
                     ),
                 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ class Sequences:
         return hashlib.sha256(both.numpy().tobytes()).hexdigest()
 
 
-def sequences(
+def cut(
     lm: LanguageModel, corpus: Iterable[str], num_sequences: int, length: int, num_held_out: int
 ) -> Sequences:
     """The corpus as one stream of tokens, an end token between texts, cut into sequences.
@@ -47,15 +47,26 @@ def sequences(
         length = len(ids) // 2
         total = 2
     if length * (total - 1) < needed:
-        raise InputError(
-            f"the calibration text is too short: it has {len(ids):,} tokens, and a model of width "
-            f"{width:,} needs {2 * needed:,} or more ({wanted:,} are the default)",
-            field="data",
-            mend="Give more text; --data may be repeated",
-        )
+        _refuse(len(ids), wanted, width, needed)
     held = max(1, round(total * num_held_out / (num_sequences + num_held_out)))
     rows = torch.tensor(ids[: total * length]).view(total, length)
     return Sequences(rows[: total - held], rows[total - held :])
+
+
+def _refuse(num_tokens: int, wanted: int, width: int, needed: int) -> NoReturn:
+    if num_tokens < wanted:
+        raise InputError(
+            f"the calibration text is too short: it has {num_tokens:,} tokens, and a model of "
+            f"width {width:,} needs {2 * needed:,} or more ({wanted:,} are asked for)",
+            field="--data",
+            mend="Give more text; --data may be repeated",
+        )
+    raise InputError(
+        f"{wanted:,} tokens are too few to calibrate a model of width {width:,} with: it needs "
+        f"{needed:,} and as many that are held out as one sequence has",
+        field="--sequences",
+        mend="Ask for more sequences, or for longer ones (--tokens)",
+    )
 
 
 def _stream(lm: LanguageModel, corpus: Iterable[str], wanted: int) -> list[int]:

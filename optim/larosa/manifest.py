@@ -36,7 +36,8 @@ class BreakEven(_Frozen):
     dtype: str
     inputs: int
     outputs: int
-    sparsity: float
+    share: float
+    """Of the inputs that are dropped."""
     max_rows: int
 
 

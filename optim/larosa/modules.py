@@ -30,26 +30,35 @@ class Mask:
     """True of one mask of a model: it tells the meter how many tokens there were."""
 
     def __call__(self, x_BD: Tensor) -> Tensor:
+        """x with what is not kept set to zero."""
+        # Nothing is timed or counted where nobody asks: a compiled graph admits neither.
+        if not self.meter.counts:
+            return self._selected(x_BD)
         start = perf_counter()
-        if self.threshold is not None:
-            kept_BD = self.kernels.above(x_BD, self.threshold)
-        else:
-            assert self.k is not None
-            kept_BD = self.kernels.select(x_BD, self.k, self.score_D)
-        return self._noted(kept_BD, start)
+        return self._noted(self._selected(x_BD), start)
 
     def normalized(self, x_BD: Tensor, eps: float) -> Tensor:
         """The same of x over its root mean square, in one pass."""
+        if not self.meter.counts:
+            return self._normalized(x_BD, eps)
         start = perf_counter()
+        return self._noted(self._normalized(x_BD, eps), start)
+
+    def _selected(self, x_BD: Tensor) -> Tensor:
         if self.threshold is not None:
-            plain_BD = self.kernels.normalize_select(x_BD, eps, None, None)
-            return self._noted(self.kernels.above(plain_BD, self.threshold), start)
-        return self._noted(self.kernels.normalize_select(x_BD, eps, self.k, self.score_D), start)
+            return self.kernels.above(x_BD, self.threshold)
+        assert self.k is not None
+        return self.kernels.select(x_BD, self.k, self.score_D)
+
+    def _normalized(self, x_BD: Tensor, eps: float) -> Tensor:
+        if self.threshold is not None:
+            return self.kernels.above(
+                self.kernels.normalize_select(x_BD, eps, None, None), self.threshold
+            )
+        return self.kernels.normalize_select(x_BD, eps, self.k, self.score_D)
 
     def _noted(self, kept_BD: Tensor, start: float) -> Tensor:
         meter = self.meter
-        if not meter.counts:
-            return kept_BD
         meter.select_s += perf_counter() - start
         num_rows = kept_BD.numel() // kept_BD.shape[-1]
         if self.k is not None:

@@ -82,9 +82,9 @@ class Larosa(BaseModel):
     def _rule(self, artifact: Artifact, lm: LanguageModel) -> RowRule:
         if self.sparse_rows is not None:
             rows = self.sparse_rows
-            return lambda inputs, outputs: rows
+            return lambda inputs, outputs, share: rows
         dtype = str(lm.model.dtype).removeprefix("torch.")
-        return max_rows(artifact.manifest.break_even, lm.device.type, dtype, self.sparsity)
+        return max_rows(artifact.manifest.break_even, lm.device.type, dtype)
 
     def _check_fits(self, artifact: Artifact, lm: LanguageModel) -> None:
         manifest = artifact.manifest

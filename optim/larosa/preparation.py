@@ -28,7 +28,7 @@ from optim.larosa.artifact import (
     save_tensors,
     write_config,
 )
-from optim.larosa.calibration import Sequences, divergence, sequences
+from optim.larosa.calibration import Sequences, cut, divergence
 from optim.larosa.coefficients import Allocation, Search, Shares, spent, uniform
 from optim.larosa.kernels.choice import kernels_for
 from optim.larosa.manifest import Calibration, Level, Manifest, Variant
@@ -63,11 +63,11 @@ class LarosaPreparation(BaseModel):
     span: Annotated[int, Field(ge=0)] = 1
     """Neighbouring layers that share a rotation; between two that do not stands one dense product
     of the model's width. 0: one rotation for all layers, and no product."""
-    calibration_sequences: Annotated[int, Field(ge=1)] = 16
+    sequences: Annotated[int, Field(ge=1)] = 16
     """Sequences to calibrate with."""
-    calibration_tokens: Annotated[int, Field(ge=16)] = 2048
+    tokens: Annotated[int, Field(ge=16)] = 2048
     """Tokens of each, at most the model's context."""
-    search_sequences: Annotated[int, Field(ge=0)] = 4
+    held_out: Annotated[int, Field(ge=0)] = 4
     """More sequences, held out, on which it is found out how to share the sparsity among the
     sites; 0 drops the same share everywhere."""
     levels: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.25, 0.4, 0.5, 0.65)
@@ -100,12 +100,12 @@ class LarosaPreparation(BaseModel):
         kernels_for(lm.device)
         _require_new(out_dir)
         on_stage("reading the calibration text")
-        text = sequences(
+        text = cut(
             lm,
             corpus,
-            self.calibration_sequences,
-            self.calibration_tokens,
-            max(1, self.search_sequences),
+            self.sequences,
+            self.tokens,
+            max(1, self.held_out),
         )
         with _beside(out_dir) as folder:
             facts, folds = self._write_weights(lm, text.calibration_NT, folder, on_stage)
@@ -192,7 +192,7 @@ class LarosaPreparation(BaseModel):
                     {site: quantile(kept, level) for site, kept in layer.items()}
                     for layer in facts.magnitudes
                 ]
-            elif not self.search_sequences or self.variant == "topk":
+            elif not self.held_out or self.variant == "topk":
                 chosen = Allocation(uniform(sizes, level), None, "uniform")
             elif self.variant == "larosa":
                 chosen = search.published(level)
@@ -215,7 +215,10 @@ class LarosaPreparation(BaseModel):
         artifact = Artifact.open(folder, check=False)
         paths = [path for site in artifact.architecture.sites() for path in site.consumers]
         shapes = {artifact.shape(0, path) for path in paths}
-        table = break_even.measure(shapes, self.levels, lm.model.dtype, lm.device, on_stage)
+        num_weights = sum(sum(layer.values()) for layer in artifact.sizes())
+        table = break_even.measure(
+            shapes, lm.model.dtype, lm.device, num_weights * lm.model.dtype.itemsize, on_stage
+        )
         largest = max(shapes, key=math.prod)
         row_major = break_even.row_major_pays(largest, lm.model.dtype, lm.device)
         return {"break_even": table, "row_major": row_major}
@@ -243,7 +246,7 @@ class _Trial:
             self.lm,
             self.artifact,
             selections(self.artifact, shares),
-            rule=lambda inputs, outputs: 0,
+            rule=lambda inputs, outputs, share: 0,
             sparsify_prefill=True,
         )
         return divergence(self._dense, lambda index: self._logits(sparse, index))

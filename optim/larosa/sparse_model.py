@@ -52,9 +52,9 @@ def selections(
         own = {}
         for site, share in layer.items():
             if thresholds is not None:
-                own[site] = Selection(threshold=thresholds[index][site])
+                own[site] = Selection(share, threshold=thresholds[index][site])
             else:
-                own[site] = Selection(k=round((1 - share) * artifact.width(index, site)))
+                own[site] = Selection(share, k=round((1 - share) * artifact.width(index, site)))
         found.append(own)
     return found
 

@@ -13,6 +13,9 @@ from optim.errors import InputError
 class Kernels(Protocol):
     """What `optim.larosa.kernels.reference` defines, on one kind of device."""
 
+    counts: bool
+    """Whether work is done when a call returns, so that it can be counted and timed."""
+
     def select(self, x_BD: Tensor, k: int, score_D: Tensor | None) -> Tensor: ...
 
     def above(self, x_BD: Tensor, threshold: float) -> Tensor: ...
@@ -28,7 +31,11 @@ class Kernels(Protocol):
         ...
 
 
-class _Cuda:
+class CudaKernels:
+    """Triton's."""
+
+    counts = False
+
     def __init__(self) -> None:
         from optim.larosa.kernels import cuda
 
@@ -44,11 +51,15 @@ class _Cuda:
         return self._linear(x_BD, wt_DN, bias_N), -1
 
 
-class _Cpu:
+class CpuKernels:
+    """The compiled library's."""
+
+    counts = True
+
     def __init__(self) -> None:
         from optim.larosa.kernels import cpu
 
-        cpu.variant()  # raises where they are missing
+        cpu.require()
         self.select = cpu.select
         self.above = cpu.above
         self.normalize_select = cpu.normalize_select
@@ -58,9 +69,9 @@ class _Cpu:
 def kernels_for(device: torch.device) -> Kernels:
     """The kernels of a device; InputError where there are none, or what they need is missing."""
     if device.type == "cuda":
-        return _Cuda()
+        return CudaKernels()
     if device.type == "cpu":
-        return _Cpu()
+        return CpuKernels()
     raise InputError(
         f"larosa has no kernel for {device.type}",
         field="device",

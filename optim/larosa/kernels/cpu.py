@@ -10,6 +10,7 @@ import ctypes
 import functools
 import hashlib
 from ctypes import c_char_p, c_double, c_float, c_int, c_int64, c_void_p
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import torch
@@ -184,15 +185,16 @@ def _check_like(x_BD: Tensor, other: Tensor) -> None:
 @functools.cache
 def _library() -> ctypes.CDLL:
     """The library with its functions declared; InputError where there is none that fits."""
+    place = _place()
     try:
-        library = ctypes.CDLL(str(LIBRARY))
+        library = ctypes.CDLL(str(place))
     except OSError as error:
-        is_there = LIBRARY.exists()
+        is_there = place.exists()
         raise InputError(
             f"the library of the CPU kernels cannot be loaded: {error}"
             if is_there
             else "the CPU kernels were not compiled when Optrial was installed",
-            source=LIBRARY if is_there else None,
+            source=place if is_there else None,
             field=_FIELD,
             mend="Install a C compiler (gcc or clang) and install Optrial again",
         ) from error
@@ -205,11 +207,27 @@ def _library() -> ctypes.CDLL:
     if expected is not None and built_from != expected:
         raise InputError(
             "the CPU kernels are older than their sources",
-            source=LIBRARY,
+            source=place,
             field=_FIELD,
             mend="Install Optrial again",
         )
     return library
+
+
+def _place() -> Path:
+    """Beside this file, else in the installed package.
+
+    A job's working directory holds sources and what Git tracks; the library is where Optrial was
+    installed.
+    """
+    if LIBRARY.exists():
+        return LIBRARY
+    try:
+        installed = distribution("optrial").locate_file(f"optim/larosa/kernels/{LIBRARY.name}")
+    except PackageNotFoundError:
+        return LIBRARY
+    place = Path(str(installed))
+    return place if place.exists() else LIBRARY
 
 
 def _declare(library: ctypes.CDLL) -> None:
