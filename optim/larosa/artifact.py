@@ -4,7 +4,8 @@
 <out>/larosa.json                         the manifest: sources, sparsities, sha256 of the files
       config.json                         model_type `larosa`, with the original config inside
       layers-00000.safetensors …          input-channel-major weights, a file per layer
-      ends.safetensors                    embeddings and head, where the stream is rotated
+      embeddings-0, head.safetensors      vocabulary and head, where the stream is rotated
+      kept.safetensors                    what nothing is done to
       rotations.safetensors               the orthogonal matrices, for who wants to check them
       tokenizer.json …                    the tokenizer, unchanged
 ```

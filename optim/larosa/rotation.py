@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from optim.larosa.architecture import architecture_of, heads_of, layers_of
 from optim.larosa.calibration import LayerByLayer
-from optim.larosa.folding import Layer, centred_rows, folded
+from optim.larosa.folding import Layer, centred_rows
 from optim.larosa.moments import Moments, Watch
 from optim.larosa.projections import Projection, norm_affine, projection
 from optim.larosa.rotations import (
@@ -23,6 +23,8 @@ from optim.larosa.rotations import (
 from optim.model import LanguageModel
 
 Tensors = dict[str, Tensor]
+ROWS = 8192
+"""Rows of a vocabulary that are rotated at once."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Rotation:
                 yield f"layers-{index:05d}", self._layer(index, q_DD, value_axes[index - start])
             self._last = q_DD
         if self.folds:
-            yield "ends", self._ends()
+            yield from self._ends()
         if kept := self._kept():
             yield "kept", kept
 
@@ -105,18 +107,19 @@ class Rotation:
 
     def _bases(self, group: range) -> tuple[Tensor | None, list[Tensor | None]]:
         """The stream's basis of a group of layers, and each layer's bases of its values."""
-        parts: list[Tensor] = []
+        total_DD: Tensor | None = None
         value_axes: list[Tensor | None] = []
         for index in group:
             self.on_stage(f"calibrating layer {index + 1} of {len(self.layers)}")
             moments = self._observe(index)
             layer = Layer(self.layers[index], self.architecture, self.heads, folds=self.folds)
             if self.folds:
-                parts.extend(self._stream_parts(moments, layer))
+                for part in self._stream_parts(moments, layer):
+                    total_DD = part if total_DD is None else total_DD + part
             value_axes.append(self._value_axes(moments, layer))
-        if not self.folds:
+        if total_DD is None:
             return None, value_axes
-        q_DD = principal_axes(torch.stack(parts).sum(0))
+        q_DD = principal_axes(total_DD)
         self._note_error(q_DD)
         return q_DD, value_axes
 
@@ -166,42 +169,52 @@ class Rotation:
             layer.rotate_values(value_axes)
         tensors: Tensors = {}
         for path, linear in layer.projections.items():
-            tensors |= self._named(f"layers.{index}.{path}", linear, transposed=True)
+            tensors |= self._named(f"layers.{index}.{path}", linear)
         if self.recipe.weight_aware:
             for site in self.architecture.sites():
                 norms = layer.column_norms(site.consumers)
                 tensors[f"layers.{index}.{site.name}.score"] = norms.float()
         return tensors
 
-    def _named(self, name: str, linear: Projection, *, transposed: bool) -> Tensors:
-        weight = linear.weight_ND.T if transposed else linear.weight_ND
-        tensors = {f"{name}.weight": weight.to(self.dtype).contiguous().cpu()}
+    def _named(self, name: str, linear: Projection) -> Tensors:
+        tensors = {f"{name}.weight": linear.weight_ND.T.to(self.dtype).contiguous().cpu()}
         if linear.bias_N is not None:
             tensors[f"{name}.bias"] = linear.bias_N.to(self.dtype).cpu()
         return tensors
 
-    def _ends(self) -> Tensors:
+    def _ends(self) -> Iterator[tuple[str, Tensors]]:
         """Embeddings in the first layer's basis, the head in the last one's."""
         assert self._first is not None
         assert self._last is not None
-        tensors: Tensors = {}
         for index, path in enumerate(self.architecture.embeddings):
-            table = self.lm.model.get_submodule(path)
-            tensors[f"embeddings.{index}.weight"] = self._embedding(table)
-        head = projection(self.lm.model, "lm_head").to(torch.float64)
+            table = self.lm.model.get_submodule(path).weight
+            assert isinstance(table, Tensor)
+            rows = self._by_rows(table.detach(), self._embedded, self._first)
+            yield f"embeddings-{index}", {f"embeddings.{index}.weight": rows}
+        weight_VD, bias_V = projection(self.lm.model, "lm_head")
         norm = self.lm.model.get_submodule(self.architecture.final_norm)
-        head = folded(head, *norm_affine(norm, self.architecture))
-        rotated = Projection(head.weight_ND @ self._last, head.bias_N)
-        return tensors | self._named("head", rotated, transposed=False)
+        gain_D, shift_D = norm_affine(norm, self.architecture)
+        tensors = {"head.weight": self._by_rows(weight_VD, lambda rows: rows * gain_D, self._last)}
+        if shift_D is not None:
+            parts = [rows.double() @ shift_D for rows in torch.split(weight_VD, ROWS)]
+            shift_V = torch.cat(parts)
+            bias_V = shift_V if bias_V is None else bias_V.double() + shift_V
+        if bias_V is not None:
+            tensors["head.bias"] = bias_V.to(self.dtype).cpu()
+        yield "head", tensors
 
-    def _embedding(self, table: nn.Module) -> Tensor:
-        assert self._first is not None
-        weight = table.weight
-        assert isinstance(weight, Tensor)
-        rows = weight.detach().double()
-        if self.architecture.norm == "layer":
-            rows = centred_rows(rows)
-        return (rows @ self._first).to(self.dtype).contiguous().cpu()
+    def _embedded(self, rows_VD: Tensor) -> Tensor:
+        return centred_rows(rows_VD) if self.architecture.norm == "layer" else rows_VD
+
+    def _by_rows(
+        self, table_VD: Tensor, change: Callable[[Tensor], Tensor], q_DD: Tensor
+    ) -> Tensor:
+        """`change(table) Q`, some rows at a time: a vocabulary in float64 may not fit."""
+        made = torch.empty(table_VD.shape, dtype=self.dtype)
+        for start in range(0, table_VD.shape[0], ROWS):
+            rows = table_VD[start : start + ROWS].double()
+            made[start : start + ROWS] = change(rows) @ q_DD
+        return made
 
     def _kept(self) -> Tensors:
         """What nothing is done to, so that the artifact holds a whole model."""
