@@ -54,8 +54,9 @@ def inputs_of_products(lm: LanguageModel, ids: Tensor) -> list[tuple[SparseLinea
     plain = kernels.sparse_linear
 
     def watched(x: Tensor, wt: Tensor, bias: Tensor | None) -> tuple[Tensor, int]:
-        owner = next(p for p in projections(lm) if p.wt_DN is wt)
-        seen.append((owner, x))
+        owner = next((p for p in projections(lm) if p.wt_DN is wt), None)
+        if owner is not None:  # An adapter reads all of its input.
+            seen.append((owner, x))
         return plain(x, wt, bias)
 
     kernels.sparse_linear = watched  # type: ignore[method-assign]

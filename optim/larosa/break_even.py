@@ -18,8 +18,8 @@ from optim.larosa.kernels.choice import Kernels, kernels_for
 from optim.larosa.manifest import BreakEven
 
 ROWS = (1, 2, 4, 8)
-SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8)
-"""Of a site's channels that are dropped."""
+SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8)
+"""Of a site's channels that are dropped; 0 is for the products between layers."""
 ROUNDS = 7
 MOST_BYTES = 256 << 20
 """Weights that are cycled through, so that they come from memory as they do in a large model."""

@@ -93,7 +93,13 @@ class Builder:
             self._layer(index, layer)
             adapter = self.weights.get(f"layers.{index}.adapter") if index in self.adapted else None
             if adapter is not None:
-                layers[index] = AdaptedLayer(layer, adapter)
+                layers[index] = AdaptedLayer(
+                    layer,
+                    adapter,
+                    kernels=self.kernels,
+                    phase=self.phase,
+                    max_rows=self._adapter_rows(index, adapter.shape[0]),
+                )
         if self.folds:
             self._ends()
         if not any("threshold" in self._kinds(s) for s in self.selections):
@@ -130,6 +136,11 @@ class Builder:
                         has_row_major=self.row_major,
                     ),
                 )
+
+    def _adapter_rows(self, index: int, width: int) -> int:
+        """As for a product of which nothing is dropped; none where the whole layer is dense."""
+        is_dense = not any(chosen.share for chosen in self.selections[index].values())
+        return 0 if is_dense and not self.forces_kernel else self.max_rows(width, width, 0.0)
 
     def _weight(self, index: int, path: str) -> Tensor:
         wt_DN = self.weights.get(f"layers.{index}.{path}.weight")

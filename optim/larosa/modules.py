@@ -162,12 +162,25 @@ class SparseLinear(nn.Module):
 
 
 class AdaptedLayer(nn.Module):
-    """A decoder layer whose output is brought into the next layer's basis: `x @ adapter`."""
+    """A decoder layer whose output is brought into the next layer's basis: `x @ adapter`.
 
-    def __init__(self, layer: nn.Module, adapter_DD: Tensor) -> None:
+    While decoding up to `max_rows` rows go through the kernel, which reads all of the adapter, but
+    may do so faster.
+    """
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        adapter_DD: Tensor,
+        *,
+        kernels: Kernels,
+        phase: Phase,
+        max_rows: int,
+    ) -> None:
         super().__init__()
         self.layer = layer
         self.adapter_DD = nn.Parameter(adapter_DD, requires_grad=False)
+        self.kernels, self.phase, self.max_rows = kernels, phase, max_rows
 
     def __getattr__(self, name: str) -> Any:
         # What a model asks its layers for (`attention_type`, …) is still there.
@@ -179,5 +192,11 @@ class AdaptedLayer(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         out = self.layer(*args, **kwargs)
         if isinstance(out, tuple):
-            return (out[0] @ self.adapter_DD, *out[1:])
-        return out @ self.adapter_DD
+            return (self._adapted(out[0]), *out[1:])
+        return self._adapted(out)
+
+    def _adapted(self, x_BTD: Tensor) -> Tensor:
+        is_few = x_BTD.numel() <= self.max_rows * x_BTD.shape[-1]
+        if is_few and self.phase.is_sparse(x_BTD):
+            return self.kernels.sparse_linear(x_BTD, self.adapter_DD, None)[0]
+        return x_BTD @ self.adapter_DD

@@ -215,6 +215,9 @@ class LarosaPreparation(BaseModel):
         artifact = Artifact.open(folder, check=False)
         paths = [path for site in artifact.architecture.sites() for path in site.consumers]
         shapes = {artifact.shape(0, path) for path in paths}
+        if artifact.manifest.adapted:
+            width = artifact.width(0, "h1")
+            shapes.add((width, width))
         num_weights = sum(sum(layer.values()) for layer in artifact.sizes())
         table = break_even.measure(
             shapes, lm.model.dtype, lm.device, num_weights * lm.model.dtype.itemsize, on_stage
