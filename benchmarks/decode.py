@@ -151,7 +151,7 @@ class TransposedWeights:
         like = self.model.get_output_embeddings().weight
         return Builder(
             self.model,
-            Weights(self.tensors.__getitem__, frozenset(self.tensors), like),
+            Weights(self.tensors.__getitem__, frozenset(self.tensors), like, "benchmark"),
             folds=False,
             adapted=frozenset(range(self.num_layers - 1)),
             selections=selections,
@@ -233,7 +233,7 @@ def run(
     label = str(dtype).removeprefix("torch.")
     models: dict[str, Any] = {"dense": dense}
     models["s=0, kernel"] = weights.build(0.0, lambda inputs, outputs, share: max(batches)).model
-    rule = break_even.max_rows(table, device.type, label)
+    rule = break_even.max_rows(table, break_even.place(device, dtype))
     for sparsity in SPARSITIES:
         models[f"larosa {sparsity:.0%}"] = weights.build(sparsity, rule).model
     found: dict[str, Any] = {}

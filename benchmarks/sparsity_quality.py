@@ -115,7 +115,10 @@ def show(found: dict[str, Any], console: Console) -> None:
     for level in LEVELS:
         table.add_column(f"{level:.0%}", justify="right")
     for name, row in found["variants"].items():
-        cells = [f"{e['bits_per_byte']:.4f} (+{e['excess']:.4f})" for e in row["levels"]]
+        cells = [
+            f"{e['bits_per_byte']:.4f} (+{e['excess']:.4f}) at {e['achieved']:.1%}"
+            for e in row["levels"]
+        ]
         table.add_row(name, str(row["adapters"]), *cells)
     console.print(table)
     own, published = (found["variants"][n]["levels"][2]["excess"] for n in ("larosa+", "larosa"))
@@ -130,7 +133,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     machine = describe()
-    console = Console(width=110 if not sys.stdout.isatty() else None)
+    console = Console(width=150 if not sys.stdout.isatty() else None)
     models = []
     for path in arguments.model or ["demo"]:
         found = run(path, arguments.windows, lambda text: print(text, file=sys.stderr, flush=True))

@@ -18,7 +18,7 @@ from optim.registry import optimization
 
 WARMUP_PROMPT, WARMUP_TOKENS = "The quick brown fox jumps over the lazy dog. " * 4, 8
 
-_AMOUNTS = {"skipped_bytes", "select_s"}
+_AMOUNTS = {"layer_bytes", "skipped_bytes", "select_s"}
 """Of what is metered: what adds up over the cells of a call."""
 
 

@@ -212,6 +212,8 @@ class Worker:
             return 0.0
         start = perf_counter()
         engine.share(requests)
+        if engine.lm.meter is not None:
+            engine.lm.meter.reset()
         return perf_counter() - start
 
     def _request(self, prompt: Mapping[str, Any], cell: Cell) -> Request:

@@ -55,8 +55,14 @@ CELLS = [
         "share of the weights of attention and MLP whose input was zero, over the tokens that were "
         "masked (generated ones, and targets); null where none is",
     ),
-    Column("skipped_bytes", INT, "weights that were not read; null where that is not known (GPU)"),
-    Column("select_s", FLOAT, "part of wall_s spent on choosing activations; null on GPU"),
+    Column(
+        "layer_bytes",
+        INT,
+        "bytes of weights of attention and MLP that masked passes would read if they read all; "
+        "null on GPU, as the next two are",
+    ),
+    Column("skipped_bytes", INT, "bytes of them that were not read"),
+    Column("select_s", FLOAT, "part of wall_s spent on choosing activations"),
     Column("process_rss_bytes", INT, "resident memory of the worker, with all configurations"),
     Column("device_used_bytes", INT, "memory in use of the GPU, whoever uses it; null on CPU"),
     Column("device_peak_bytes", INT, "peak device memory minus the cell's start; null on CPU"),

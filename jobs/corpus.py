@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import fsspec
 
@@ -16,12 +17,26 @@ DEMO = "demo/training"
 """The documentation that the demo model was trained on; trials use none of it."""
 
 
-def read_corpora(paths: Sequence[str], column: str | None = None) -> Iterator[str]:
+class Reading(NamedTuple):
+    """How corpora are read."""
+
+    column: str | None = None
+    """The column of the texts."""
+    subset: str | None = None
+    """Of hub datasets."""
+    split: str | None = None
+    """Of hub datasets."""
+
+
+PLAIN = Reading()
+
+
+def read_corpora(paths: Sequence[str], reading: Reading = PLAIN) -> Iterator[str]:
     """The texts of several corpora in turn, one of each, until all have ended.
 
     So every one of them is part of what is read, however little that is.
     """
-    waiting = [read_corpus(path, column) for path in paths]
+    waiting = [read_corpus(path, reading) for path in paths]
     while waiting:
         for texts in list(waiting):
             text = next(texts, None)
@@ -31,7 +46,7 @@ def read_corpora(paths: Sequence[str], column: str | None = None) -> Iterator[st
                 yield text
 
 
-def read_corpus(path: str, column: str | None = None) -> Iterator[str]:
+def read_corpus(path: str, reading: Reading = PLAIN) -> Iterator[str]:
     """The texts of a corpus, in order.
 
     `path` is a .txt file (its paragraphs), `demo/training`, or what a spec's dataset may be; then
@@ -39,17 +54,17 @@ def read_corpus(path: str, column: str | None = None) -> Iterator[str]:
     InputError where it cannot be read, has no such column, or holds what is no Unicode text.
     """
     is_plain = path == DEMO or path.lower().endswith(".txt")
-    if is_plain and column is not None:
-        raise InputError(
-            "has no columns", source=path, field="--column", mend="Leave --column out, or give a "
-            "dataset that has it"
-        )  # fmt: skip
+    for name, value in reading._asdict().items() if is_plain else ():
+        if value is not None:
+            raise InputError(
+                f"has no {name}", source=path, field=f"--{name}", mend=f"Leave --{name} out"
+            )
     if path == DEMO:
         yield from _demo()
     elif is_plain:
         yield from _paragraphs(path)
     else:
-        yield from _rows(path, column)
+        yield from _rows(path, reading)
 
 
 def _demo() -> Iterator[str]:
@@ -72,10 +87,11 @@ def _paragraphs(path: str) -> Iterator[str]:
     yield from (part for part in text.split("\n\n") if part.strip())
 
 
-def _rows(path: str, column: str | None) -> Iterator[str]:
+def _rows(path: str, reading: Reading) -> Iterator[str]:
+    dataset = DatasetSpec(path=path, subset=reading.subset, split=reading.split)
     try:
-        with opened(DatasetSpec(path=path)) as source:
-            names = _columns(path, column, source.columns())
+        with opened(dataset) as source:
+            names = _columns(path, reading.column, source.columns())
             for record in source.records(names):
                 text = "".join(_texts(path, record, names))
                 if text:

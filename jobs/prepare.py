@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from rich.text import Text
 
 from cluster.plan import ModelSource
-from jobs.corpus import read_corpora
+from jobs.corpus import Reading, read_corpora
 from optim.errors import InputError
 from optim.registry import Preparation, preparations
 
@@ -31,7 +31,7 @@ def prepare(
     *,
     model: ModelSource,
     data: Sequence[str],
-    column: str | None,
+    reading: Reading,
     out: str,
     cpus: int = 1,
     gpus: int = 0,
@@ -51,10 +51,10 @@ def prepare(
     checked(name, settings)
     folder = str(Path(out).expanduser().absolute())
     with ray_session(address, on_stage), terminated_as_interrupted():
-        _require(ray.cluster_resources(), cpus, gpus)  # type: ignore[no-untyped-call]
+        _require([node["Resources"] for node in ray.nodes() if node["Alive"]], cpus, gpus)  # type: ignore[no-untyped-call]
         task = ray.remote(_stages).options(num_cpus=cpus, num_gpus=gpus, num_returns="streaming")
         work: Any = task.remote(
-            name, settings, model.model_dump(), list(data), column, folder, cpus, gpus
+            name, settings, model.model_dump(), list(data), reading, folder, cpus, gpus
         )
         try:
             return _follow(work, on_stage)
@@ -63,7 +63,8 @@ def prepare(
                 raise error.cause from None
             raise
         except KeyboardInterrupt:
-            _cancel(work)
+            if not _cancel(work):
+                on_stage(f"the task did not end in time: it may leave a folder .{out}.… behind")
             raise
 
 
@@ -81,17 +82,20 @@ def _follow(work: Any, on_stage: OnStage) -> str:
     return last
 
 
-def _cancel(work: Any) -> None:
-    """Stop a task, and wait until it has removed what it had written so far."""
+def _cancel(work: Any) -> bool:
+    """Stop a task, and wait until it has removed what it had written so far; whether it has."""
     import ray
-    from ray.exceptions import RayError
+    from ray.exceptions import GetTimeoutError, RayError
 
     ray.cancel(work)
     try:
         for reference in work:
             ray.get(reference, timeout=CLEAN_UP_S)
+    except GetTimeoutError:
+        return False
     except RayError:
-        return
+        return True
+    return True
 
 
 def checked(name: str, settings: dict[str, Any]) -> Preparation:
@@ -110,18 +114,19 @@ def checked(name: str, settings: dict[str, Any]) -> Preparation:
     return made
 
 
-def _require(have: dict[str, float], cpus: int, gpus: int) -> None:
+def _require(nodes: list[dict[str, float]], cpus: int, gpus: int) -> None:
+    """One node has to have it all: such a request would else wait forever."""
     for resource, wanted, least in (("CPU", cpus, 1), ("GPU", gpus, 0)):
         if wanted < least:
             raise InputError(
                 f"must be {least} or more, got {wanted}", field=f"--{resource.lower()}s"
             )
-        if wanted > have.get(resource, 0):
+        most = max((node.get(resource, 0) for node in nodes), default=0)
+        if wanted > most:
             raise InputError(
-                f"{wanted} {resource}s are asked for, and the cluster has "
-                f"{have.get(resource, 0):g}",
+                f"{wanted} {resource}s are asked for, and the largest node has {most:g}",
                 field=f"--{resource.lower()}s",
-                mend="Ask for fewer, or start a larger cluster",
+                mend="Ask for fewer, or start a larger node",
             )
 
 
@@ -130,7 +135,7 @@ def _stages(
     settings: dict[str, Any],
     model: dict[str, Any],
     data: list[str],
-    column: str | None,
+    reading: Reading,
     out: str,
     cpus: int,
     gpus: int,
@@ -152,7 +157,7 @@ def _stages(
 
     def work() -> None:
         try:
-            queue.put(("done", _prepare(name, settings, model, data, column, out, on_stage)))
+            queue.put(("done", _prepare(name, settings, model, data, reading, out, on_stage)))
         except BaseException as error:  # It is raised again by the thread that waits.
             queue.put(("error", error))
 
@@ -177,13 +182,13 @@ def _prepare(
     settings: dict[str, Any],
     model: dict[str, Any],
     data: list[str],
-    column: str | None,
+    reading: Reading,
     out: str,
     on_stage: OnStage,
 ) -> str:
     from optim.model import fingerprint, load
 
-    texts = read_corpora(data, column)
+    texts = read_corpora(data, reading)
     first = list(islice(texts, len(data)))  # What cannot be read is found out at once.
     source = ModelSource.model_validate(model)
     on_stage(f"loading the model ({source.path})")
@@ -212,6 +217,8 @@ def command(name: str, kind: type[Preparation]) -> Callable[..., None]:
         data: list[str],
         out: str,
         column: str | None,
+        subset: str | None,
+        split: str | None,
         revision: str | None,
         dtype: str,
         device: str,
@@ -238,7 +245,7 @@ def command(name: str, kind: type[Preparation]) -> Callable[..., None]:
                 {key: value for key, value in settings.items() if value is not None},
                 model=source,
                 data=[_absolute(path) for path in data],
-                column=column,
+                reading=Reading(column, subset, split),
                 out=out,
                 cpus=cpus,
                 gpus=gpus,
@@ -246,7 +253,7 @@ def command(name: str, kind: type[Preparation]) -> Callable[..., None]:
                 on_stage=lambda text: screen.print(Text(f"· {text}", style="dim")),
             )
         except KeyboardInterrupt:
-            screen.print("\nInterrupted. Nothing is left behind.")
+            screen.print("\nInterrupted. There is no artifact.")
             raise typer.Exit(130) from None
         screen.print(Text(f"{out} is ready ({made[:12]})."), soft_wrap=True)
         screen.print(Text(f"In a spec: optimizations: [{{{name}: {{artifact: {out}}}}}]"))
@@ -277,6 +284,8 @@ def _common() -> list[inspect.Parameter]:
         ),
         _option("out", str, ..., "The new folder of the artifact."),
         _option("column", str | None, None, "The column of the texts, instead of text or prompt."),
+        _option("subset", str | None, None, "Subset of a hub dataset."),
+        _option("split", str | None, None, "Split of a hub dataset."),
         _option("revision", str | None, None, "Commit, tag or branch of a hub model."),
         _option("dtype", dtypes, "auto", "auto: float32 on CPU, the checkpoint's own on GPU."),
         _option("device", Literal["auto", "cpu", "cuda"], "auto", "auto: cuda with --gpus."),

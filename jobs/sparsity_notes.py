@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import duckdb
 
-from jobs.wording import bytes_text, number_text
+from jobs.wording import number_text
 
 
 def sparsity_notes(connection: duckdb.DuckDBPyConnection) -> list[str]:
     """Per configuration that masks activations: how much was dropped, what it saved and cost."""
     rows = connection.execute(
         """
-        SELECT configuration, avg(sparsity), sum(skipped_bytes), sum(completion_tokens),
-            sum(select_s), sum(decode_s)
+        SELECT configuration, avg(sparsity), sum(skipped_bytes) / nullif(sum(layer_bytes), 0),
+            sum(select_s) / nullif(sum(wall_s), 0)
         FROM cells WHERE kind = 'generations' AND sparsity IS NOT NULL
         GROUP BY configuration ORDER BY configuration
         """
@@ -20,23 +20,14 @@ def sparsity_notes(connection: duckdb.DuckDBPyConnection) -> list[str]:
     return [_note(*row) for row in rows]
 
 
-def _note(
-    name: str,
-    sparsity: float,
-    skipped_bytes: int | None,
-    num_tokens: int,
-    select_s: float | None,
-    decode_s: float,
-) -> str:
+def _note(name: str, sparsity: float, skipped: float | None, choosing: float | None) -> str:
     text = f"{name}: {sparsity:.1%} of the weights of attention and MLP had an input of zero"
-    if skipped_bytes is None:
+    if skipped is None:
         return f"{text}."
-    if not skipped_bytes:
-        text += ", but none was skipped: at this batch size dense products were used"
+    if skipped:
+        text += f", {skipped:.1%} of their bytes were not read"
     else:
-        each = skipped_bytes / max(1, num_tokens)
-        text += f"; {bytes_text(each)} per token were not read"
-    if select_s and decode_s:
-        share = number_text(100 * select_s / decode_s)
-        text += f"; choosing took {share} % of the time of decoding"
+        text += ", but all of them were read: at this batch size dense products were used"
+    if choosing:
+        text += f"; choosing took {number_text(100 * choosing)} % of the time"
     return f"{text}."

@@ -32,6 +32,8 @@ DEMO = Path(__file__).parent / "demo_model"
 """The small model that ships with Optrial."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_SNAPSHOT = re.compile(r"/models--[^/]+/snapshots/[0-9a-f]{40}$")
+"""A folder of the hub's cache, which is named by the commit that it holds."""
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
@@ -85,13 +87,20 @@ class LanguageModel:
     """Set by an optimisation that counts what it does."""
     fingerprint: str = ""
     """What names its content, where that is known: see `identity`."""
+    origin: tuple[str, str | None] | None = None
+    """The path and revision that it was loaded from, unchanged."""
 
     def identity(self) -> str:
         """What names the content of weights and tokenizer, hex: artifacts are of one identity.
 
-        The fingerprint that it was loaded with, else sha256 over its parameters and vocabulary.
+        The fingerprint that it has, else that of the files that it was loaded from, else sha256
+        over its parameters and vocabulary.
         """
-        return self.fingerprint or _content(self.model, self.tokenizer)
+        if self.fingerprint:
+            return self.fingerprint
+        if self.origin is not None:
+            return fingerprint(self.origin[0], revision=self.origin[1])
+        return _content(self.model, self.tokenizer)
 
     @property
     def is_phased(self) -> bool:
@@ -162,7 +171,8 @@ def load(
         )
     model.requires_grad_(False)
     tokenizer = load_tokenizer(path, revision=revision, trust_remote_code=trust_remote_code)
-    return replace(wrap(model.to(where), tokenizer), fingerprint=fingerprint)
+    made = wrap(model.to(where), tokenizer)
+    return replace(made, fingerprint=fingerprint, origin=(path, revision))
 
 
 def load_tokenizer(
@@ -211,7 +221,7 @@ def _snapshot(hub_id: str, revision: str | None) -> Path:
 def fingerprint(path: str, *, revision: str | None = None) -> str:
     """What names a model's content: sha256 over its files, or the commit of a hub snapshot."""
     folder = resolve(path, revision=revision)
-    if folder.parent.name == "snapshots":
+    if _SNAPSHOT.search(folder.as_posix()):
         return folder.name
     digest = hashlib.sha256()
     names = sorted({file for pattern in _FILES for file in folder.glob(pattern)})

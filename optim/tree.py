@@ -13,15 +13,17 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 def copied(module: ModuleT) -> ModuleT:
     """The same tree of new modules, which share every parameter and buffer with the old ones.
 
-    A module that occurs twice occurs twice as one new module. Hooks go along.
+    A module that occurs twice occurs twice as one new module. Hooks that are there go along.
     """
     made: dict[int, nn.Module] = {}
 
     def visit(old: nn.Module) -> nn.Module:
         if id(old) not in made:
             new = copy.copy(old)
-            for slot in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
-                new.__dict__[slot] = copy.copy(old.__dict__[slot])
+            # Every container: a hook that is added to one must not fire on the other either.
+            for slot, value in old.__dict__.items():
+                if slot.startswith("_") and isinstance(value, dict | set):
+                    new.__dict__[slot] = copy.copy(value)
             made[id(old)] = new
             for name, child in old._modules.items():
                 new._modules[name] = None if child is None else visit(child)

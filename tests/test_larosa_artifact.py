@@ -51,7 +51,7 @@ def test_the_manifest_tells_where_it_comes_from(artifact: Path) -> None:
     assert all(level.divergence is not None and level.divergence > 0 for level in manifest.levels)
     shapes = {(e.inputs, e.outputs) for e in manifest.break_even}
     assert shapes == {(64, 64), (64, 32), (64, 96), (96, 64)}
-    assert {e.device for e in manifest.break_even} == {"cpu"}
+    assert {e.place for e in manifest.break_even} == {"cpu float32"}
     assert manifest.adapter_bytes == 2 * 64 * 64 * 4
     assert not [p for p in artifact.parent.iterdir() if p != artifact], "something was left behind"
     assert not [p for p in artifact.iterdir() if p.suffix in (".bin", ".pt", ".pkl")]
@@ -75,6 +75,8 @@ def test_transformers_loads_it(artifact: Path) -> None:
     sparse = AutoModelForCausalLM.from_pretrained(artifact, sparsity=0.5, sparsify_prefill=True)
     with torch.inference_mode():
         assert not torch.equal(sparse(input_ids=ids).logits, after)
+    with pytest.raises(TypeError, match="not loaded with sparsitty"):
+        AutoModelForCausalLM.from_pretrained(artifact, sparsitty=0.5)
     with pytest.raises(InputError, match="from 0 to below 1"):
         AutoModelForCausalLM.from_pretrained(artifact, sparsity=1.5)
 
@@ -117,6 +119,14 @@ def test_weights_are_mapped_and_not_read(artifact: Path) -> None:
     raise AssertionError("the weight lies in no mapping")
 
 
+def test_sparsities_of_one_artifact_share_their_weights(artifact: Path) -> None:
+    lm = larosa_models.model("llama")
+    one, two = (Larosa(artifact=str(artifact), sparsity=s).apply(lm) for s in (0.4, 0.6))
+    mine, others = dict(one.model.named_parameters()), dict(two.model.named_parameters())
+    assert mine.keys() == others.keys()
+    assert all(mine[name] is others[name] for name in mine)
+
+
 # --- what is refused -----------------------------------------------------------------------------
 
 
@@ -151,6 +161,13 @@ def test_a_file_that_was_changed(copied: Path) -> None:
         ({"model_type": "opt"}, "'opt' is not known"),
         ({"format": 2}, "format"),
         ({"surprise": 1}, "surprise"),
+        ({"levels": []}, "levels: there are none"),
+        ({"dtype": "float64"}, "dtype"),
+        ({"folds": False}, "folds"),
+        ({"adapted": [0, 1, 2]}, "layers.2.adapter"),
+        ({"files": {}}, "lacks the tensor"),
+        ({"levels": [{"sparsity": 0.4, "sites": [{"h1": 2.0}]}]}, "levels.0.sites.0.h1"),
+        ({"levels": [{"sparsity": 0.4, "sites": [{"h1": 0.4}]}]}, "not one share for each"),
         ({"files": {"../x": {"num_bytes": 1, "sha256": ""}}}, "outside of its folder"),
     ],
 )
@@ -216,3 +233,29 @@ def test_a_device_without_a_kernel(artifact: Path) -> None:
 
     with pytest.raises(InputError, match="no kernel for meta"):
         kernels_for(torch.device("meta"))
+
+
+def test_weights_that_are_not_finite_where_no_site_sees_them(tmp_path: Path) -> None:
+    import copy
+
+    from optim.model import wrap
+
+    lm = larosa_models.model("llama")
+    broken = copy.deepcopy(lm.model)
+    with torch.no_grad():
+        broken.lm_head.weight[3, 5] = torch.nan
+    with pytest.raises(InputError, match="logits are not finite"):
+        prepared(wrap(broken, lm.tokenizer), tmp_path, held_out=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_to_an_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "artifact").symlink_to(tmp_path / "real")
+    with pytest.raises(InputError, match="a link or a mount point"):
+        prepared(larosa_models.model("llama"), tmp_path)
+
+
+def test_float16_on_a_cpu(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="do not work on float16"):
+        prepared(larosa_models.model("llama", torch.float16), tmp_path)

@@ -123,13 +123,13 @@ def test_thresholds_end_where_they_were_calibrated() -> None:
 
 def test_the_break_even_is_looked_up_and_never_timed() -> None:
     table = [
-        BreakEven(device="cpu", dtype="float32", inputs=8, outputs=4, share=share, max_rows=rows)
+        BreakEven(place="cpu float32", inputs=8, outputs=4, share=share, max_rows=rows)
         for share, rows in ((0.25, 0), (0.4, 1), (0.5, 4))
     ]
-    rule = max_rows(table, "cpu", "float32")
+    rule = max_rows(table, "cpu float32")
     for share, rows in ((0.1, 0), (0.39, 0), (0.4, 1), (0.45, 1), (0.5, 4), (0.9, 4)):
         assert rule(8, 4, share) == rows
     assert rule(16, 4, 0.5) == default_max_rows(0.5) == 1
     assert rule(16, 4, 0.1) == default_max_rows(0.1) == 0
-    assert max_rows(table, "cuda", "float32")(8, 4, 0.5) == 1
-    assert max_rows(table, "cpu", "bfloat16")(8, 4, 0.9) == 1
+    assert max_rows(table, "cuda float32")(8, 4, 0.5) == 1
+    assert max_rows(table, "cpu bfloat16")(8, 4, 0.9) == 1

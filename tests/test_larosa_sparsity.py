@@ -203,7 +203,7 @@ def test_a_threshold_keeps_what_it_was_calibrated_to_keep(sparse: Any) -> None:
             ids = torch.tensor([lm.tokenizer(text)["input_ids"]])
             with lm.phase("decode"):
                 lm.model(input_ids=ids)
-    assert lm.meter.facts()["sparsity"] == pytest.approx(0.4, abs=0.03)
+    assert lm.meter.facts()["sparsity"] == pytest.approx(0.4, abs=0.015)
 
 
 def test_more_sparsity_is_further_from_dense(sparse: Any) -> None:

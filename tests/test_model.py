@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from optim import registry
 from optim.cache import cache_factory, layer_windows
 from optim.errors import InputError
-from optim.model import LanguageModel, fingerprint, load, load_tokenizer, weight_bytes
+from optim.model import LanguageModel, fingerprint, load, load_tokenizer, weight_bytes, wrap
 from optim.registry import Preparation, Stage, apply_all, optimization
 
 
@@ -162,3 +162,29 @@ def test_layers_that_are_no_attention_are_refused() -> None:
     config = MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, state_size=4)
     with pytest.raises(InputError, match="only full and sliding-window attention"):
         layer_windows(MambaForCausalLM(config))
+
+
+def test_a_model_is_named_by_its_files_however_it_is_loaded(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    lm = load(str(tiny_model_folder))
+    name = fingerprint(str(tiny_model_folder))
+    assert lm.identity() == name
+    assert load(str(tiny_model_folder), fingerprint=name).identity() == name
+    # Only the hub's own cache is believed without a look at the files.
+    again = shutil.copytree(tiny_model_folder, tmp_path / "snapshots" / "best")
+    assert fingerprint(str(again)) == name
+    commit = "0123456789" * 4
+    cached = shutil.copytree(tiny_model_folder, tmp_path / "models--a--b" / "snapshots" / commit)
+    assert fingerprint(str(cached)) == commit
+
+
+def test_a_model_in_memory_is_named_by_its_weights() -> None:
+    lm = tiny_models.model("llama")
+    other = copy.deepcopy(lm.model)
+    assert wrap(other, lm.tokenizer).identity() == lm.identity()
+    with torch.no_grad():
+        other.lm_head.weight[0, 0] += 1
+    assert wrap(other, lm.tokenizer).identity() != lm.identity()

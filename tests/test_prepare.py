@@ -16,7 +16,7 @@ import pytest
 import tiny_models
 
 from jobs.__main__ import main
-from jobs.corpus import read_corpus
+from jobs.corpus import Reading, read_corpus
 from jobs.demo_corpus import held_out_documents
 from optim.errors import InputError
 from optim.larosa.artifact import Artifact
@@ -260,15 +260,15 @@ def test_rows_are_their_text_else_prompt_and_target(tmp_path: Path) -> None:
     rows = [{"prompt": "1 + 1 =", "target": " 2"}, {"prompt": "alone", "target": None}]
     path = str(jsonl(tmp_path / "b.jsonl", rows))
     assert list(read_corpus(path)) == ["1 + 1 = 2", "alone"]
-    assert list(read_corpus(path, "target")) == [" 2"]
-    assert list(read_corpus(path, "prompt")) == ["1 + 1 =", "alone"]
+    assert list(read_corpus(path, Reading("target"))) == [" 2"]
+    assert list(read_corpus(path, Reading("prompt"))) == ["1 + 1 =", "alone"]
 
 
 def test_tables_are_read_as_lines_are(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_text('id,text,other\n1,"a, b",x\n2,,y\n3,007,z\n')
     assert list(read_corpus(str(path))) == ["a, b", "007"]
-    assert list(read_corpus(str(path), "other")) == ["x", "y", "z"]
+    assert list(read_corpus(str(path), Reading("other"))) == ["x", "y", "z"]
     pq.write_table(pa.table({"text": ["a", None, "b"], "n": [1, 2, 3]}), tmp_path / "t.parquet")
     assert list(read_corpus(str(tmp_path / "t.parquet"))) == ["a", "b"]
 

@@ -42,3 +42,18 @@ def test_a_module_that_occurs_twice_stays_one_module() -> None:
     copy = tree.copied(nn.ModuleDict({"one": shared, "two": shared}))
     assert copy["one"] is copy["two"]
     assert copy["one"] is not shared
+
+
+def test_hooks_of_one_do_not_fire_on_the_other() -> None:
+    model = larosa_models.model("llama").model
+    ids = larosa_models.ids(1, 4)
+    tree.copied(model)(input_ids=ids, output_hidden_states=True)
+    copy = tree.copied(model)
+    seen: list[str] = []
+    copy.model.norm.register_forward_hook(lambda *_: seen.append("copy"))
+    with torch.inference_mode():
+        states = model(input_ids=ids, output_hidden_states=True).hidden_states
+        assert len(states) == 1 + model.config.num_hidden_layers
+        assert not seen
+        copy(input_ids=ids)
+    assert seen == ["copy"]

@@ -6,7 +6,7 @@
       layers-00000.safetensors …          input-channel-major weights, a file per layer
       embeddings-0, head.safetensors      vocabulary and head, where the stream is rotated
       kept.safetensors                    what nothing is done to
-      rotations.safetensors               the orthogonal matrices, for who wants to check them
+      rotation-00000.safetensors …        the orthogonal matrices, for who wants to check them
       tokenizer.json …                    the tokenizer, unchanged
 ```
 
@@ -32,7 +32,7 @@ from optim.errors import InputError
 from optim.larosa.architecture import ARCHITECTURES, Architecture
 from optim.larosa.manifest import FileEntry, Manifest
 
-MANIFEST, ROTATIONS = "larosa.json", "rotations.safetensors"
+MANIFEST = "larosa.json"
 FIELD = "optimizations.larosa.artifact"
 
 
@@ -41,7 +41,7 @@ class Artifact:
 
     def __init__(self, folder: Path, manifest: Manifest, fingerprint: str) -> None:
         self.folder, self.manifest, self.fingerprint = folder, manifest, fingerprint
-        names = [n for n in manifest.files if n.endswith(".safetensors") and n != ROTATIONS]
+        names = [n for n in manifest.files if n.endswith(".safetensors")]
         files: list[Any] = [safe_open(folder / n, framework="pt", device="cpu") for n in names]
         self._place = {key: file for file in files for key in file.keys()}  # noqa: SIM118
 
@@ -92,9 +92,39 @@ class Artifact:
         for name, entry in manifest.files.items() if check else ():
             _check_file(folder, name, entry)
         try:
-            return cls(folder, manifest, fingerprint)
+            made = cls(folder, manifest, fingerprint)
         except (SafetensorError, OSError) as error:
             raise _broken(folder, f"cannot be read: {error}") from error
+        if check:
+            made.require_whole()
+        return made
+
+    def require_whole(self) -> None:
+        """InputError where a tensor or a layer's shares are missing, or levels are out of order."""
+        manifest = self.manifest
+        layers = sorted({int(n.split(".")[1]) for n in self.names if n.startswith("layers.")})
+        wanted = {f"layers.{i}.adapter" for i in manifest.adapted}
+        for site in self.architecture.sites():
+            wanted |= {f"layers.{i}.{path}.weight" for i in layers for path in site.consumers}
+        if manifest.folds:
+            wanted |= {"head.weight"}
+            wanted |= {f"embeddings.{i}.weight" for i in range(len(self.architecture.embeddings))}
+        missing = sorted(wanted - self.names)
+        if missing or not layers:
+            raise _broken(self.folder, f"lacks the tensor {missing[0] if missing else 'layers.0'}")
+        if manifest.folds != ("head.weight" in self.names):
+            raise _broken(self.folder / MANIFEST, "folds: its tensors say otherwise")
+        self._require_levels(len(layers))
+
+    def _require_levels(self, num_layers: int) -> None:
+        levels, place = self.manifest.levels, self.folder / MANIFEST
+        values = [level.sparsity for level in levels]
+        if not values or values != sorted(values):
+            raise _broken(place, "levels: there are none, or not by growing sparsity")
+        sites = sorted(site.name for site in self.architecture.sites())
+        for shares in (s for level in levels for s in (level.sites, level.thresholds) if s):
+            if [sorted(own) for own in shares] != [sites] * num_layers:
+                raise _broken(place, "levels: not one share for each layer and site")
 
 
 def read_manifest(folder: Path) -> tuple[Manifest, str]:
@@ -120,7 +150,7 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
 
 def _check_file(folder: Path, name: str, entry: FileEntry) -> None:
     path = folder / name
-    if Path(name).name != name:
+    if not path.resolve().is_relative_to(folder.resolve()):
         raise _broken(folder / MANIFEST, f"names a file outside of its folder: {name!r}")
     if not path.is_file():
         raise _broken(path, "is missing")
@@ -156,7 +186,9 @@ def write_config(folder: Path, base: Mapping[str, Any]) -> None:
 def file_entries(folder: Path) -> dict[str, FileEntry]:
     """Size and sha256 of every file of a folder but the manifest."""
     return {
-        path.name: FileEntry(num_bytes=path.stat().st_size, sha256=sha256_of(path))
-        for path in sorted(folder.iterdir())
+        path.relative_to(folder).as_posix(): FileEntry(
+            num_bytes=path.stat().st_size, sha256=sha256_of(path)
+        )
+        for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST
     }

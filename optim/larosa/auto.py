@@ -21,9 +21,15 @@ from transformers.initialization import no_init_weights
 
 from optim.errors import InputError
 from optim.larosa.artifact import FIELD, Artifact
-from optim.larosa.break_even import max_rows
+from optim.larosa.break_even import max_rows, place
 from optim.larosa.sparse_model import at_sparsity, selections, sparse_model
 from optim.model import DTYPES, wrap
+
+_OF_THE_HUB = frozenset(
+    {"adapter_kwargs", "cache_dir", "code_revision", "force_download", "local_files_only",
+     "proxies", "revision", "subfolder", "token", "use_auth_token", "_commit_hash"}
+)  # fmt: skip
+"""What transformers hands on whatever it was called with; an artifact is a local folder."""
 
 
 class LarosaConfig(PreTrainedConfig):  # type: ignore[misc]
@@ -45,51 +51,60 @@ class LarosaForCausalLM:
     def from_pretrained(
         cls,
         folder: str | Path,
-        *args: Any,
+        *,
         sparsity: float = 0.0,
         sparsify_prefill: bool = False,
         device: str = "cpu",
-        **kwargs: Any,
+        config: LarosaConfig | None = None,
+        trust_remote_code: bool = False,
+        **others: Any,
     ) -> Any:
         """The model at a sparsity (0 is exact), in the artifact's dtype, on one device.
 
-        Raises InputError where the folder is no sound artifact or the sparsity is out of range.
+        Raises InputError where the folder is no sound artifact or the sparsity is out of range, and
+        TypeError for what other models' `from_pretrained` may take and this one does not. Code that
+        comes with a model is never run.
         """
+        unknown = sorted(others.keys() - _OF_THE_HUB)
+        if unknown:
+            raise TypeError(f"an artifact of larosa is not loaded with {', '.join(unknown)}")
         if not 0 <= sparsity < 1:
             raise InputError(f"must be from 0 to below 1, got {sparsity}", field="sparsity")
         artifact = Artifact.open(folder)
-        config = kwargs.pop("config", None) or AutoConfig.from_pretrained(folder)
+        config = config or AutoConfig.from_pretrained(folder)
         if not config.base_config:
             raise InputError("its config.json holds no base_config", source=folder, field=FIELD)
-        values = dict(config.base_config)
-        base = AutoConfig.for_model(values.pop("model_type"), **values)
-        dtype = DTYPES[artifact.manifest.dtype]
-        with no_init_weights():
-            # Weights that are never filled take no memory, and all of them are replaced.
-            skeleton = AutoModelForCausalLM.from_config(base, dtype=dtype)
-        skeleton.tie_weights()
-        if (Path(folder) / "generation_config.json").is_file():
-            skeleton.generation_config = GenerationConfig.from_pretrained(folder)
-        lm = wrap(_loaded(skeleton, artifact).to(device), AutoTokenizer.from_pretrained(folder))
+        lm = wrap(
+            _skeleton(config.base_config, artifact).to(device),
+            AutoTokenizer.from_pretrained(folder),
+        )
         shares, thresholds = at_sparsity(artifact.manifest.levels, sparsity)
-        made = sparse_model(
+        where = place(lm.device, lm.model.dtype)
+        return sparse_model(
             lm,
             artifact,
             selections(artifact, shares, thresholds if sparsity else None),
-            rule=max_rows(artifact.manifest.break_even, lm.device.type, artifact.manifest.dtype),
+            rule=max_rows(artifact.manifest.break_even, where),
             sparsify_prefill=sparsify_prefill,
-            row_major=artifact.manifest.row_major,
-        )
-        return made.model
+            row_major=where in artifact.manifest.row_major,
+        ).model
 
 
-def _loaded(skeleton: Any, artifact: Artifact) -> Any:
-    """The skeleton with the tensors that LaRoSA's modules leave as they are."""
+def _skeleton(base_config: dict[str, Any], artifact: Artifact) -> Any:
+    """A model of the original class with what LaRoSA's modules leave as it is."""
+    values = dict(base_config)
+    base = AutoConfig.for_model(values.pop("model_type"), **values)
+    with no_init_weights():
+        # Weights that are never filled take no memory, and all of them are replaced.
+        made = AutoModelForCausalLM.from_config(base, dtype=DTYPES[artifact.manifest.dtype])
+    made.tie_weights()
     with torch.no_grad():
-        for name, parameter in skeleton.named_parameters():
+        for name, parameter in made.named_parameters():
             if f"kept.{name}" in artifact.names:
                 parameter.copy_(artifact.read(f"kept.{name}"))
-    return skeleton.eval().requires_grad_(False)
+    if (artifact.folder / "generation_config.json").is_file():
+        made.generation_config = GenerationConfig.from_pretrained(artifact.folder)
+    return made.eval().requires_grad_(False)
 
 
 AutoConfig.register("larosa", LarosaConfig)

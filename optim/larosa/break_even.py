@@ -36,11 +36,16 @@ def default_max_rows(share: float) -> int:
     return 1 if share >= 0.2 else 0
 
 
-def max_rows(table: Sequence[BreakEven], device: str, dtype: str) -> RowRule:
-    """The rule of a device and dtype: by shape, at the nearest measured share below."""
+def place(device: torch.device, dtype: torch.dtype) -> str:
+    """What a measurement holds for, as manifests have it: `cpu float32`."""
+    return f"{device.type} {str(dtype).removeprefix('torch.')}"
+
+
+def max_rows(table: Sequence[BreakEven], where: str) -> RowRule:
+    """The rule of a place: by shape, at the nearest measured share below."""
     found: dict[tuple[int, int], list[BreakEven]] = {}
     for entry in table:
-        if (entry.device, entry.dtype) == (device, dtype):
+        if entry.place == where:
             found.setdefault((entry.inputs, entry.outputs), []).append(entry)
 
     def rule(inputs: int, outputs: int, share: float) -> int:
@@ -65,7 +70,7 @@ def measure(
     `model_bytes` are those of all the weights: where they fit into a cache they are timed there.
     """
     kernels = kernels_for(device)
-    label = str(dtype).removeprefix("torch.")
+    where = place(device, dtype)
     table = []
     for inputs, outputs in sorted(set(shapes)):
         on_stage(f"timing {inputs} x {outputs}")
@@ -74,8 +79,7 @@ def measure(
             most = _most_rows(kernels, weights, share)
             table.append(
                 BreakEven(
-                    device=device.type,
-                    dtype=label,
+                    place=where,
                     inputs=inputs,
                     outputs=outputs,
                     share=share,

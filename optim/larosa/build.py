@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -29,17 +30,39 @@ class Selection:
     threshold: float | None = None
 
 
+_PLACED: WeakValueDictionary[Hashable, nn.Parameter] = WeakValueDictionary()
+"""What some model holds: configurations that differ in sparsity share their weights."""
+
+
 class Weights:
-    """The tensors of an artifact, by name, in the dtype and on the device of the model."""
+    """The tensors of an artifact, by name, in the dtype and on the device of the model.
 
-    def __init__(self, read: Callable[[str], Tensor], names: frozenset[str], like: Tensor) -> None:
-        self._read, self.names, self._like = read, names, like
+    `key` names the artifact: of one key, models that are alive share each tensor.
+    """
 
-    def get(self, name: str) -> Tensor | None:
+    def __init__(
+        self, read: Callable[[str], Tensor], names: frozenset[str], like: Tensor, key: str
+    ) -> None:
+        self._read, self.names, self._like, self._key = read, names, like, key
+
+    def get(self, name: str) -> nn.Parameter | None:
         """A weight; None where there is none of that name."""
-        if name not in self.names:
-            return None
-        return self._read(name).to(self._like.device, self._like.dtype)
+        return self._placed(name, lambda tensor: tensor) if name in self.names else None
+
+    def row_major(self, name: str) -> nn.Parameter:
+        """A transposed copy of a weight."""
+        return self._placed(name, lambda tensor: tensor.T.contiguous(), "row-major")
+
+    def _placed(
+        self, name: str, change: Callable[[Tensor], Tensor], kind: str = ""
+    ) -> nn.Parameter:
+        device, dtype = self._like.device, self._like.dtype
+        place = (self._key, name, kind, device, dtype)
+        found = _PLACED.get(place)
+        if found is None:
+            made = change(self._read(name).to(device, dtype))
+            found = _PLACED[place] = nn.Parameter(made, requires_grad=False)
+        return found
 
     def score(self, name: str) -> Tensor | None:
         """What channels are ranked by, float32."""
@@ -91,8 +114,9 @@ class Builder:
         layers = layers_of(self.model, self.architecture)
         for index, layer in enumerate(layers):
             self._layer(index, layer)
-            adapter = self.weights.get(f"layers.{index}.adapter") if index in self.adapted else None
-            if adapter is not None:
+            if index in self.adapted:
+                adapter = self.weights.get(f"layers.{index}.adapter")
+                assert adapter is not None, f"the artifact lacks layers.{index}.adapter"
                 layers[index] = AdaptedLayer(
                     layer,
                     adapter,
@@ -133,21 +157,26 @@ class Builder:
                         max_rows=self.max_rows(wt_DN.shape[0], wt_DN.shape[1], share)
                         if is_sparse
                         else 0,
-                        has_row_major=self.row_major,
+                        w_ND=self._row_major(index, path),
                     ),
                 )
+
+    def _row_major(self, index: int, path: str) -> nn.Parameter | None:
+        if not self.row_major:
+            return None
+        return self.weights.row_major(f"layers.{index}.{path}.weight")
 
     def _adapter_rows(self, index: int, width: int) -> int:
         """As for a product of which nothing is dropped; none where the whole layer is dense."""
         is_dense = not any(chosen.share for chosen in self.selections[index].values())
         return 0 if is_dense and not self.forces_kernel else self.max_rows(width, width, 0.0)
 
-    def _weight(self, index: int, path: str) -> Tensor:
+    def _weight(self, index: int, path: str) -> nn.Parameter:
         wt_DN = self.weights.get(f"layers.{index}.{path}.weight")
         assert wt_DN is not None, f"the artifact lacks layers.{index}.{path}.weight"
         return wt_DN
 
-    def _mask(self, index: int, site: Site, wts: list[Tensor]) -> Mask | None:
+    def _mask(self, index: int, site: Site, wts: list[nn.Parameter]) -> Mask | None:
         """What selects at a site; None where all is kept."""
         chosen = self.selections[index][site.name]
         num_inputs, num_outputs = wts[0].shape[0], sum(wt.shape[1] for wt in wts)
@@ -181,7 +210,8 @@ class Builder:
         for index, path in enumerate(self.architecture.embeddings):
             table = self.model.get_submodule(path)
             rows = self.weights.get(f"embeddings.{index}.weight")
-            table._parameters["weight"] = None if rows is None else _frozen(rows)
+            assert rows is not None
+            table._parameters["weight"] = rows
         norm = self.model.get_submodule(self.architecture.final_norm)
         tree.replace(
             self.model, self.architecture.final_norm, FinalNorm(norm_eps(norm), self.kernels)
@@ -189,12 +219,7 @@ class Builder:
         head = self.model.get_submodule("lm_head")
         weight, bias = self.weights.get("head.weight"), self.weights.get("head.bias")
         assert weight is not None
-        head._parameters["weight"] = _frozen(weight)
-        head._parameters["bias"] = None if bias is None else _frozen(bias)
+        head._parameters["weight"], head._parameters["bias"] = weight, bias
         config = copy.deepcopy(self.model.config)
         config.tie_word_embeddings = False
         self.model.config = config
-
-
-def _frozen(tensor: Tensor) -> nn.Parameter:
-    return nn.Parameter(tensor, requires_grad=False)

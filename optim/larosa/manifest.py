@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 Variant = Literal["larosa+", "larosa", "topk", "threshold"]
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Magnitude = Annotated[float, Field(ge=0)]
 
 
 class _Frozen(BaseModel):
@@ -16,11 +20,11 @@ class _Frozen(BaseModel):
 class Level(_Frozen):
     """The sites' sparsities at one sparsity of the model; lists have one mapping per layer."""
 
-    sparsity: float
+    sparsity: Share
     """Share of the block-linear weights whose input is dropped."""
-    sites: list[dict[str, float]]
+    sites: list[dict[str, Share]]
     """h1 to h4 -> share of its channels that are dropped."""
-    thresholds: list[dict[str, float]] | None = None
+    thresholds: list[dict[str, Magnitude]] | None = None
     """h1 to h4 -> magnitude up to which a channel is dropped (variant `threshold`)."""
     shape: str = "uniform"
     """How the sites' shares were found: uniform, or by what search."""
@@ -31,9 +35,8 @@ class Level(_Frozen):
 class BreakEven(_Frozen):
     """Up to how many rows the sparse kernel beat a dense product, where it was measured."""
 
-    device: str
-    """cpu or cuda."""
-    dtype: str
+    place: str
+    """Kind of device and dtype, such as `cpu float32`."""
     inputs: int
     outputs: int
     share: float
@@ -65,7 +68,7 @@ class Manifest(_Frozen):
     input: str
     """Fingerprint of the model that it was made from."""
     model_type: str
-    dtype: str
+    dtype: Literal["float32", "bfloat16", "float16"]
     span: int
     """Neighbouring layers that share a rotation; 0 for all of them."""
     folds: bool
@@ -77,8 +80,8 @@ class Manifest(_Frozen):
     levels: list[Level]
     """By growing sparsity."""
     break_even: list[BreakEven]
-    row_major: bool = False
-    """Whether a row-major copy of the weights pays for prompts (measured with `break_even`)."""
+    row_major: list[str] = []
+    """Places at which a row-major copy of the weights pays for prompts."""
     adapter_bytes: int
     orthogonality_error: float
     """Largest entry of |QᵀQ - I| over all rotations, float64."""

@@ -24,23 +24,31 @@ class Meter:
     """Tokens that were masked."""
     kept_weights: float = 0.0
     """Sum over those tokens of the masked sites' weights whose input was kept."""
+    layer_bytes: int = 0
+    """Bytes of weights that masked passes would read if they read all."""
     skipped_bytes: int = 0
-    """Bytes of weights that were not read."""
+    """Bytes of them that were not read."""
     select_s: float = 0.0
 
     def reset(self) -> None:
         """Start over."""
-        self.num_tokens, self.kept_weights, self.skipped_bytes, self.select_s = 0, 0.0, 0, 0.0
+        self.num_tokens, self.kept_weights, self.select_s = 0, 0.0, 0.0
+        self.layer_bytes = self.skipped_bytes = 0
 
     def facts(self) -> dict[str, Any]:
         """The columns of `cells` that it answers for; null what is not known."""
         if not self.counts:
-            return {"sparsity": self.planned_sparsity, "skipped_bytes": None, "select_s": None}
-        if not self.num_tokens:
-            return {"sparsity": None, "skipped_bytes": 0, "select_s": 0.0}
-        kept = self.kept_weights / self.num_tokens + self.unmasked_weights
+            sparsity = self.planned_sparsity
+            return {
+                "sparsity": sparsity, "layer_bytes": None, "skipped_bytes": None, "select_s": None
+            }  # fmt: skip
+        sparsity = None
+        if self.num_tokens:
+            kept = self.kept_weights / self.num_tokens + self.unmasked_weights
+            sparsity = 1 - kept / self.num_weights
         return {
-            "sparsity": 1 - kept / self.num_weights,
+            "sparsity": sparsity,
+            "layer_bytes": self.layer_bytes,
             "skipped_bytes": self.skipped_bytes,
             "select_s": self.select_s,
         }

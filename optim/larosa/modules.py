@@ -122,22 +122,18 @@ class SparseLinear(nn.Module):
 
     def __init__(
         self,
-        wt_DN: Tensor,
-        bias_N: Tensor | None,
+        wt_DN: nn.Parameter,
+        bias_N: nn.Parameter | None,
         *,
         kernels: Kernels,
         phase: Phase,
         meter: Meter,
         mask: Mask | None,
         max_rows: int,
-        has_row_major: bool = False,
+        w_ND: nn.Parameter | None = None,
     ) -> None:
         super().__init__()
-        self.wt_DN = nn.Parameter(wt_DN, requires_grad=False)
-        self.bias_N = None if bias_N is None else nn.Parameter(bias_N, requires_grad=False)
-        self.w_ND = None
-        if has_row_major:
-            self.w_ND = nn.Parameter(wt_DN.T.contiguous(), requires_grad=False)
+        self.wt_DN, self.bias_N, self.w_ND = wt_DN, bias_N, w_ND
         self.kernels, self.phase, self.meter, self.mask = kernels, phase, meter, mask
         self.max_rows = max_rows
         self.row_bytes = wt_DN.shape[1] * wt_DN.element_size()
@@ -147,6 +143,8 @@ class SparseLinear(nn.Module):
             return self._dense(x_BTD)
         if self.mask is not None:
             x_BTD = self.mask(x_BTD)
+        if self.meter.counts:
+            self.meter.layer_bytes += self.wt_DN.shape[0] * self.row_bytes
         if x_BTD.numel() > self.max_rows * x_BTD.shape[-1]:
             return self._dense(x_BTD)
         y_BTN, num_read = self.kernels.sparse_linear(x_BTD, self.wt_DN, self.bias_N)
@@ -171,7 +169,7 @@ class AdaptedLayer(nn.Module):
     def __init__(
         self,
         layer: nn.Module,
-        adapter_DD: Tensor,
+        adapter_DD: nn.Parameter,
         *,
         kernels: Kernels,
         phase: Phase,
@@ -179,7 +177,7 @@ class AdaptedLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.layer = layer
-        self.adapter_DD = nn.Parameter(adapter_DD, requires_grad=False)
+        self.adapter_DD = adapter_DD
         self.kernels, self.phase, self.max_rows = kernels, phase, max_rows
 
     def __getattr__(self, name: str) -> Any:

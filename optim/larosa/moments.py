@@ -124,9 +124,13 @@ def quantile(samples: list[Tensor], share: float) -> float:
 
 
 def _sample(flat: Tensor, count: int) -> Tensor:
-    """Evenly spaced values, `count` at most; the same ones every time."""
-    step = -(-flat.numel() // count)
-    return flat[::step].clone()
+    """`count` values at most, drawn evenly over all channels; the same ones every time."""
+    if flat.numel() <= count:
+        return flat.clone()
+    generator = torch.Generator().manual_seed(flat.numel())
+    # Not every n-th one: n may share a factor with the width, and then channels are left out.
+    places = torch.randint(flat.numel(), (count,), generator=generator)
+    return flat[places.to(flat.device)]
 
 
 def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from optim.errors import InputError
 from optim.larosa.architecture import architecture_of
 from optim.larosa.artifact import Artifact, read_manifest
-from optim.larosa.break_even import RowRule, max_rows
-from optim.larosa.kernels.choice import kernels_for
+from optim.larosa.break_even import RowRule, max_rows, place
+from optim.larosa.kernels.choice import require_dtype
 from optim.larosa.preparation import LarosaPreparation
 from optim.larosa.sparse_model import at_sparsity, selections, sparse_model
 from optim.model import LanguageModel
@@ -65,7 +65,7 @@ class Larosa(BaseModel):
         are missing, and where the artifact is of another model or a narrower dtype.
         """
         architecture_of(lm.model)
-        kernels_for(lm.device)
+        require_dtype(lm.device, lm.model.dtype)
         artifact = Artifact.open(self.artifact)
         self._check_fits(artifact, lm)
         shares, thresholds = at_sparsity(artifact.manifest.levels, self.sparsity)
@@ -75,7 +75,7 @@ class Larosa(BaseModel):
             selections(artifact, shares, thresholds if self.sparsity else None),
             rule=self._rule(artifact, lm),
             sparsify_prefill=self.sparsify_prefill,
-            row_major=artifact.manifest.row_major,
+            row_major=place(lm.device, lm.model.dtype) in artifact.manifest.row_major,
         )
         return replace(made, fingerprint=self._fingerprint(lm, artifact))
 
@@ -83,8 +83,7 @@ class Larosa(BaseModel):
         if self.sparse_rows is not None:
             rows = self.sparse_rows
             return lambda inputs, outputs, share: rows
-        dtype = str(lm.model.dtype).removeprefix("torch.")
-        return max_rows(artifact.manifest.break_even, lm.device.type, dtype)
+        return max_rows(artifact.manifest.break_even, place(lm.device, lm.model.dtype))
 
     def _check_fits(self, artifact: Artifact, lm: LanguageModel) -> None:
         manifest = artifact.manifest

@@ -15,6 +15,7 @@ from typing import Annotated, ClassVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+from safetensors import SafetensorError
 from torch import Tensor
 
 from optim.errors import InputError
@@ -22,7 +23,6 @@ from optim.larosa import break_even
 from optim.larosa.architecture import architecture_of
 from optim.larosa.artifact import (
     MANIFEST,
-    ROTATIONS,
     Artifact,
     file_entries,
     save_tensors,
@@ -30,7 +30,7 @@ from optim.larosa.artifact import (
 )
 from optim.larosa.calibration import Sequences, cut, divergence
 from optim.larosa.coefficients import Allocation, Search, Shares, spent, uniform
-from optim.larosa.kernels.choice import kernels_for
+from optim.larosa.kernels.choice import require_dtype
 from optim.larosa.manifest import Calibration, Level, Manifest, Variant
 from optim.larosa.moments import quantile
 from optim.larosa.rotation import Facts, Recipe, Rotation
@@ -70,7 +70,7 @@ class LarosaPreparation(BaseModel):
     held_out: Annotated[int, Field(ge=0)] = 4
     """More sequences, held out, on which it is found out how to share the sparsity among the
     sites; 0 drops the same share everywhere."""
-    levels: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.25, 0.4, 0.5, 0.65)
+    levels: tuple[Annotated[float, Field(gt=0, le=0.9)], ...] = (0.25, 0.4, 0.5, 0.65)
     """Sparsities that are searched; between them, shares are interpolated."""
     break_even: bool = True
     """Measure on this machine from how many rows on a dense product is faster."""
@@ -97,7 +97,7 @@ class LarosaPreparation(BaseModel):
         known, the text is too short, an activation is not finite, or `out_dir` is not empty.
         """
         architecture_of(lm.model)
-        kernels_for(lm.device)
+        require_dtype(lm.device, lm.model.dtype)
         _require_new(out_dir)
         on_stage("reading the calibration text")
         text = cut(
@@ -129,14 +129,8 @@ class LarosaPreparation(BaseModel):
         self, lm: LanguageModel, calibration_NT: Tensor, folder: Path, on_stage: OnStage
     ) -> tuple[Facts, bool]:
         rotation = Rotation(lm, self.recipe, calibration_NT, on_stage)
-        turned: dict[str, Tensor] = {}
         for stem, tensors in rotation.files():
-            if stem.startswith("rotation"):
-                turned |= tensors
-            else:
-                save_tensors(folder / f"{stem}.safetensors", tensors)
-        if turned:
-            save_tensors(folder / ROTATIONS, turned)
+            save_tensors(folder / f"{stem}.safetensors", tensors)
         write_config(folder, lm.model.config.to_dict())
         lm.tokenizer.save_pretrained(folder)
         if lm.model.generation_config is not None:
@@ -152,7 +146,7 @@ class LarosaPreparation(BaseModel):
             variant=self.variant,
             input=lm.identity(),
             model_type=lm.model.config.model_type,
-            dtype=str(lm.model.dtype).removeprefix("torch."),
+            dtype=str(lm.model.dtype).removeprefix("torch."),  # type: ignore[arg-type]
             span=self.span,
             folds=folds,
             adapted=facts.adapted,
@@ -223,8 +217,9 @@ class LarosaPreparation(BaseModel):
             shapes, lm.model.dtype, lm.device, num_weights * lm.model.dtype.itemsize, on_stage
         )
         largest = max(shapes, key=math.prod)
-        row_major = break_even.row_major_pays(largest, lm.model.dtype, lm.device)
-        return {"break_even": table, "row_major": row_major}
+        pays = break_even.row_major_pays(largest, lm.model.dtype, lm.device)
+        place = break_even.place(lm.device, lm.model.dtype)
+        return {"break_even": table, "row_major": [place] if pays else []}
 
 
 class _Trial:
@@ -237,6 +232,7 @@ class _Trial:
         step = -(-held_out_NT.shape[1] // num_kept)
         self._places_T = torch.arange(0, held_out_NT.shape[1], step, device=lm.device)
         self._dense: list[Tensor] | None = None
+        self._sparse: LanguageModel | None = None
 
     def divergence(self, shares: Shares) -> float:
         """Mean KL(dense || sparse) per token, nats."""
@@ -245,14 +241,22 @@ class _Trial:
                 torch.log_softmax(self._logits(self.lm, index).float(), -1)
                 for index in range(len(self.held_out_NT))
             ]
-        sparse = sparse_model(
+        # Kept, so that the next one finds its weights in place.
+        self._sparse = sparse = sparse_model(
             self.lm,
             self.artifact,
             selections(self.artifact, shares),
             rule=lambda inputs, outputs, share: 0,
             sparsify_prefill=True,
         )
-        return divergence(self._dense, lambda index: self._logits(sparse, index))
+        found = divergence(self._dense, lambda index: self._logits(sparse, index))
+        if not math.isfinite(found):
+            raise InputError(
+                "its logits are not finite (NaN or infinite) on the held-out text",
+                field="model",
+                mend="Check the weights, or prepare in another dtype",
+            )
+        return found
 
     def _logits(self, lm: LanguageModel, index: int) -> Tensor:
         with torch.inference_mode():
@@ -269,11 +273,18 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def _require_new(out_dir: Path) -> None:
+    if out_dir.is_symlink() or out_dir.is_mount():
+        raise InputError(
+            "is a link or a mount point, which cannot be put in place in one step",
+            source=out_dir,
+            field="--out",
+            mend="Give a new folder inside it",
+        )
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise InputError(
             "is there already, and not empty",
             source=out_dir,
-            field="out",
+            field="--out",
             mend="Choose another folder, or remove this one",
         )
 
@@ -286,19 +297,24 @@ def _beside(out_dir: Path) -> Iterator[Path]:
         made = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
     except OSError as error:
         raise InputError(
-            f"cannot be written: {error.strerror}", source=out_dir, field="out",
+            f"cannot be written: {error.strerror}", source=out_dir, field="--out",
             mend="Choose a place that you may write to",
         ) from error  # fmt: skip
     try:
         yield made
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"cannot be written: {error}", source=out_dir, field="--out",
+            mend="See that there is room, or choose another place",
+        ) from error  # fmt: skip
     finally:
         shutil.rmtree(made, ignore_errors=True)
 
 
 def _publish(folder: Path, out_dir: Path) -> None:
     folder.chmod(0o755)
-    for path in folder.iterdir():
-        path.chmod(0o644)  # the workers' user may be another one
+    for path in folder.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)  # the workers' user may be another one
     if out_dir.exists():
         out_dir.rmdir()
     os.replace(folder, out_dir)

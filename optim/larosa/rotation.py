@@ -191,6 +191,7 @@ class Rotation:
             assert isinstance(table, Tensor)
             rows = self._by_rows(table.detach(), self._embedded, self._first)
             yield f"embeddings-{index}", {f"embeddings.{index}.weight": rows}
+            del rows
         weight_VD, bias_V = projection(self.lm.model, "lm_head")
         norm = self.lm.model.get_submodule(self.architecture.final_norm)
         gain_D, shift_D = norm_affine(norm, self.architecture)

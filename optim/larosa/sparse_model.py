@@ -32,7 +32,12 @@ def sparse_model(
     manifest = artifact.manifest
     built = Builder(
         lm.model,
-        Weights(artifact.read, artifact.names, lm.model.get_output_embeddings().weight),
+        Weights(
+            artifact.read,
+            artifact.names,
+            lm.model.get_output_embeddings().weight,
+            artifact.fingerprint,
+        ),
         folds=manifest.folds,
         adapted=frozenset(manifest.adapted),
         selections=selections,

@@ -66,6 +66,21 @@ class CpuKernels:
         self.sparse_linear = cpu.sparse_linear
 
 
+_CPU_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def require_dtype(device: torch.device, dtype: torch.dtype) -> Kernels:
+    """The kernels of a device, which have the dtype; InputError where they have not."""
+    kernels = kernels_for(device)
+    if device.type == "cpu" and dtype not in _CPU_DTYPES:
+        raise InputError(
+            f"larosa's CPU kernels do not work on {str(dtype).removeprefix('torch.')}",
+            field="dtype",
+            mend="Use float32 or bfloat16",
+        )
+    return kernels
+
+
 def kernels_for(device: torch.device) -> Kernels:
     """The kernels of a device; InputError where there are none, or what they need is missing."""
     if device.type == "cuda":
