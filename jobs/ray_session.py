@@ -31,7 +31,12 @@ def ray_session(
         options["address"] = where
     else:
         # Rows never pass through Ray's object store, so a small one does.
-        options |= {"include_dashboard": False, "object_store_memory": 100 << 20}
+        # `local`, or Ray would join whatever cluster happens to run on this machine.
+        options |= {
+            "address": "local",
+            "include_dashboard": False,
+            "object_store_memory": 100 << 20,
+        }
     try:
         ray.init(**options)
     except ConnectionError as error:
