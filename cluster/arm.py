@@ -10,10 +10,10 @@ import torch
 
 from cluster.completion import Request
 from cluster.engine import Engine
-from cluster.plan import Configuration
+from cluster.plan import Configuration, ModelSource
 from cluster.sampling import SamplingParams
 from optim.cache import cache_factory
-from optim.model import LanguageModel, weight_bytes
+from optim.model import LanguageModel, load, weight_bytes
 from optim.registry import optimization
 
 WARMUP_PROMPT, WARMUP_TOKENS = "The quick brown fox jumps over the lazy dog. " * 4, 8
@@ -80,6 +80,18 @@ class Arm:
         free, total = torch.cuda.mem_get_info()
         torch.cuda.reset_peak_memory_stats()
         return {"device_used_bytes": total - free, "device_peak_bytes": peak}
+
+
+def load_source(source: ModelSource) -> LanguageModel:
+    """The model of a plan, on this process's device; InputError where it cannot be used."""
+    return load(
+        source.path,
+        revision=source.revision,
+        dtype=source.dtype,
+        device=source.device,
+        trust_remote_code=source.trust_remote_code,
+        fingerprint=source.fingerprint,
+    )
 
 
 def make_arm(configuration: Configuration, lm: LanguageModel, base: LanguageModel) -> Arm:

@@ -20,7 +20,7 @@ import psutil
 import ray
 import torch
 
-from cluster.arm import Arm, make_arm
+from cluster.arm import Arm, load_source, make_arm
 from cluster.completion import Completion, Request
 from cluster.engine import Engine
 from cluster.plan import Block, Cell, Configuration, Plan
@@ -35,7 +35,7 @@ from cluster.rows import (
 )
 from cluster.sampling import SamplingParams
 from optim.errors import InputError, SequenceError
-from optim.model import LanguageModel, load
+from optim.model import LanguageModel
 from optim.registry import Optimization, apply_all, optimization
 
 
@@ -67,15 +67,7 @@ class Worker:
 
         Raises InputError where the model or an artifact cannot be used.
         """
-        source = self.plan.model
-        base = load(
-            source.path,
-            revision=source.revision,
-            dtype=source.dtype,
-            device=source.device,
-            trust_remote_code=source.trust_remote_code,
-            fingerprint=source.fingerprint,
-        )
+        base = load_source(self.plan.model)
         self.base_tokenizer = base.tokenizer
         if base.device.type == "cuda":
             self.device = torch.cuda.get_device_name(base.device)

@@ -159,7 +159,7 @@ def _add_preparations() -> None:
     """A command for each optimisation that needs an artifact, where one is asked for."""
     if sys.argv[1:2] != ["prepare"]:
         return  # they import torch, which takes its time
-    from jobs.prepare import command
+    from jobs.prepare_command import command
     from optim.registry import preparations
 
     for name, kind in preparations().items():

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Thread
-from typing import Annotated, Any, get_args, get_origin
+from typing import Any, NamedTuple
 
-import typer
-from pydantic import BaseModel, ValidationError
-from rich.text import Text
+from pydantic import ValidationError
 
+from cluster.arm import load_source
 from cluster.plan import ModelSource
 from jobs.corpus import Reading, read_corpora
 from optim.errors import InputError
@@ -25,37 +23,44 @@ CLEAN_UP_S = 60.0
 """The most that an interrupted task is waited for."""
 
 
-def prepare(
-    name: str,
-    settings: dict[str, Any],
-    *,
-    model: ModelSource,
-    data: Sequence[str],
-    reading: Reading,
-    out: str,
-    cpus: int = 1,
-    gpus: int = 0,
-    address: str | None = None,
-    on_stage: OnStage = lambda stage: None,
-) -> str:
-    """Make an artifact in a Ray task with that many CPUs and GPUs; returns its fingerprint.
+class Task(NamedTuple):
+    """What is to be prepared, from what, where, and with how much of a node."""
 
-    `out` is a folder of the machine that the task runs on. Raises InputError for what a person can
-    mend: settings, model, data, a cluster that is too small, a folder that is not empty.
+    name: str
+    """Of the optimisation."""
+    settings: dict[str, Any]
+    """Of its preparation."""
+    model: ModelSource
+    data: list[str]
+    reading: Reading
+    out: str
+    """The new folder, on the machine that the task runs on."""
+    cpus: int = 1
+    gpus: int = 0
+
+
+def prepare(
+    task: Task, *, address: str | None = None, on_stage: OnStage = lambda stage: None
+) -> str:
+    """Make an artifact in a Ray task; returns its fingerprint.
+
+    Raises InputError for what a person can mend: settings, model, data, a cluster that is too
+    small, a folder that is not empty.
     """
     import ray
     from ray.exceptions import RayTaskError
 
     from jobs.ray_session import ray_session, terminated_as_interrupted
 
-    checked(name, settings)
-    folder = str(Path(out).expanduser().absolute())
+    checked(task.name, task.settings)
+    task = task._replace(out=str(Path(task.out).expanduser().absolute()))
     with ray_session(address, on_stage), terminated_as_interrupted():
-        _require([node["Resources"] for node in ray.nodes() if node["Alive"]], cpus, gpus)  # type: ignore[no-untyped-call]
-        task = ray.remote(_stages).options(num_cpus=cpus, num_gpus=gpus, num_returns="streaming")
-        work: Any = task.remote(
-            name, settings, model.model_dump(), list(data), reading, folder, cpus, gpus
+        nodes: list[Any] = ray.nodes()  # type: ignore[no-untyped-call]
+        _require([node["Resources"] for node in nodes if node["Alive"]], task)
+        stages = ray.remote(_stages).options(
+            num_cpus=task.cpus, num_gpus=task.gpus, num_returns="streaming"
         )
+        work: Any = stages.remote(task)
         try:
             return _follow(work, on_stage)
         except RayTaskError as error:
@@ -64,7 +69,7 @@ def prepare(
             raise
         except KeyboardInterrupt:
             if not _cancel(work):
-                on_stage(f"the task did not end in time: it may leave a folder .{out}.… behind")
+                on_stage(f"the task did not end in time: it may leave a folder beside {task.out}")
             raise
 
 
@@ -114,9 +119,9 @@ def checked(name: str, settings: dict[str, Any]) -> Preparation:
     return made
 
 
-def _require(nodes: list[dict[str, float]], cpus: int, gpus: int) -> None:
+def _require(nodes: list[dict[str, float]], task: Task) -> None:
     """One node has to have it all: such a request would else wait forever."""
-    for resource, wanted, least in (("CPU", cpus, 1), ("GPU", gpus, 0)):
+    for resource, wanted, least in (("CPU", task.cpus, 1), ("GPU", task.gpus, 0)):
         if wanted < least:
             raise InputError(
                 f"must be {least} or more, got {wanted}", field=f"--{resource.lower()}s"
@@ -130,23 +135,14 @@ def _require(nodes: list[dict[str, float]], cpus: int, gpus: int) -> None:
             )
 
 
-def _stages(
-    name: str,
-    settings: dict[str, Any],
-    model: dict[str, Any],
-    data: list[str],
-    reading: Reading,
-    out: str,
-    cpus: int,
-    gpus: int,
-) -> Iterator[tuple[str, str]]:
+def _stages(task: Task) -> Iterator[tuple[str, str]]:
     """The task: yields what it is at, and at last the fingerprint."""
     import torch
 
     # Ray leaves every GPU visible to a task that asked for none.
-    if not gpus:
+    if not task.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    torch.set_num_threads(cpus)
+    torch.set_num_threads(task.cpus)
     queue: SimpleQueue[tuple[str, Any]] = SimpleQueue()
     stopped = Event()
 
@@ -157,7 +153,7 @@ def _stages(
 
     def work() -> None:
         try:
-            queue.put(("done", _prepare(name, settings, model, data, reading, out, on_stage)))
+            queue.put(("done", _prepare(task, on_stage)))
         except BaseException as error:  # It is raised again by the thread that waits.
             queue.put(("error", error))
 
@@ -177,148 +173,14 @@ def _stages(
         thread.join(CLEAN_UP_S)
 
 
-def _prepare(
-    name: str,
-    settings: dict[str, Any],
-    model: dict[str, Any],
-    data: list[str],
-    reading: Reading,
-    out: str,
-    on_stage: OnStage,
-) -> str:
-    from optim.model import fingerprint, load
+def _prepare(task: Task, on_stage: OnStage) -> str:
+    from optim.model import fingerprint
 
-    texts = read_corpora(data, reading)
-    first = list(islice(texts, len(data)))  # What cannot be read is found out at once.
-    source = ModelSource.model_validate(model)
-    on_stage(f"loading the model ({source.path})")
-    lm = load(
-        source.path,
-        revision=source.revision,
-        dtype=source.dtype,
-        device=source.device,
-        trust_remote_code=source.trust_remote_code,
-        fingerprint=fingerprint(source.path, revision=source.revision),
-    )
-    return checked(name, settings).run(
-        lm, chain(first, texts), Path(out), source=", ".join(data), on_stage=on_stage
-    )
-
-
-# --- the commands ------------------------------------------------------------------------------
-
-
-def command(name: str, kind: type[Preparation]) -> Callable[..., None]:
-    """The command that prepares one optimisation: common options, then one for each setting."""
-
-    def run(
-        *,
-        model: str,
-        data: list[str],
-        out: str,
-        column: str | None,
-        subset: str | None,
-        split: str | None,
-        revision: str | None,
-        dtype: str,
-        device: str,
-        trust_remote_code: bool,
-        cpus: int,
-        gpus: int,
-        address: str | None,
-        **settings: Any,
-    ) -> None:
-        from jobs.console import console
-
-        screen = console()
-        place = Path(model).expanduser()
-        source = ModelSource(
-            path=str(place.absolute()) if model != "demo" and place.exists() else model,
-            revision=revision,
-            dtype=dtype,  # type: ignore[arg-type]
-            device=device,  # type: ignore[arg-type]
-            trust_remote_code=trust_remote_code,
-        )
-        try:
-            made = prepare(
-                name,
-                {key: value for key, value in settings.items() if value is not None},
-                model=source,
-                data=[_absolute(path) for path in data],
-                reading=Reading(column, subset, split),
-                out=out,
-                cpus=cpus,
-                gpus=gpus,
-                address=address,
-                on_stage=lambda text: screen.print(Text(f"· {text}", style="dim")),
-            )
-        except KeyboardInterrupt:
-            screen.print("\nInterrupted. There is no artifact.")
-            raise typer.Exit(130) from None
-        screen.print(Text(f"{out} is ready ({made[:12]})."), soft_wrap=True)
-        screen.print(Text(f"In a spec: optimizations: [{{{name}: {{artifact: {out}}}}}]"))
-
-    own = _parameters(kind)
-    run.__signature__ = inspect.Signature([*_common(), *own])  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in (*_common(), *own)}
-    run.__doc__ = inspect.cleandoc(kind.__doc__ or "")
-    return run
-
-
-def _absolute(path: str) -> str:
-    place = Path(path).expanduser()
-    return str(place.absolute()) if "://" not in path and place.exists() else path
-
-
-def _common() -> list[inspect.Parameter]:
-    from typing import Literal
-
-    dtypes = Literal["auto", "float32", "bfloat16", "float16"]
-    return [
-        _option("model", str, ..., "A folder with safetensors, a hub id, or demo."),
-        _option(
-            "data",
-            list[str],
-            ...,
-            "Texts: .txt, .jsonl, .csv, .parquet, a hub id, or demo/training. May be repeated.",
-        ),
-        _option("out", str, ..., "The new folder of the artifact."),
-        _option("column", str | None, None, "The column of the texts, instead of text or prompt."),
-        _option("subset", str | None, None, "Subset of a hub dataset."),
-        _option("split", str | None, None, "Split of a hub dataset."),
-        _option("revision", str | None, None, "Commit, tag or branch of a hub model."),
-        _option("dtype", dtypes, "auto", "auto: float32 on CPU, the checkpoint's own on GPU."),
-        _option("device", Literal["auto", "cpu", "cuda"], "auto", "auto: cuda with --gpus."),
-        _option("trust_remote_code", bool, False, "Run Python code that the model brings along."),
-        _option("cpus", int, 1, "CPUs, which are its threads."),
-        _option("gpus", int, 0, "GPUs."),
-        _option("address", str | None, None, "A running Ray cluster (else RAY_ADDRESS)."),
-    ]
-
-
-def _parameters(kind: type[Preparation]) -> list[inspect.Parameter]:
-    """One option for each setting of a preparation."""
-    assert issubclass(kind, BaseModel)
-    return [
-        _option(name, _plain(field.annotation), field.get_default(), field.description or "")
-        for name, field in kind.model_fields.items()
-    ]
-
-
-def _plain(annotation: Any) -> Any:
-    """A type that the command line can read: tuples are lists, constraints are left to pydantic."""
-    if get_origin(annotation) is Annotated:
-        return _plain(get_args(annotation)[0])
-    if get_origin(annotation) is tuple:
-        return list[_plain(get_args(annotation)[0])]  # type: ignore[misc]
-    return annotation
-
-
-def _option(name: str, annotation: Any, default: Any, text: str) -> inspect.Parameter:
-    default = list(default) if isinstance(default, tuple) else default
-    return inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=inspect.Parameter.empty if default is ... else default,
-        annotation=Annotated[annotation, typer.Option(help=" ".join(text.split()))],
+    texts = read_corpora(task.data, task.reading)
+    first = list(islice(texts, len(task.data)))  # What cannot be read is found out at once.
+    on_stage(f"loading the model ({task.model.path})")
+    known = fingerprint(task.model.path, revision=task.model.revision)
+    lm = load_source(task.model.model_copy(update={"fingerprint": known}))
+    return checked(task.name, task.settings).run(
+        lm, chain(first, texts), Path(task.out), source=", ".join(task.data), on_stage=on_stage
     )

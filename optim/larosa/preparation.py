@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from safetensors import SafetensorError
 from torch import Tensor
@@ -28,18 +27,16 @@ from optim.larosa.artifact import (
     save_tensors,
     write_config,
 )
-from optim.larosa.calibration import Sequences, cut, divergence
-from optim.larosa.coefficients import Allocation, Search, Shares, spent, uniform
+from optim.larosa.calibration import Sequences, cut
+from optim.larosa.coefficients import Allocation, Search, spent, uniform
+from optim.larosa.held_out import HeldOut
 from optim.larosa.kernels.choice import require_dtype
 from optim.larosa.manifest import Calibration, Level, Manifest, Variant
 from optim.larosa.moments import quantile
 from optim.larosa.rotation import Facts, Recipe, Rotation
-from optim.larosa.sparse_model import selections, sparse_model
 from optim.model import LanguageModel
 
 OnStage = Callable[[str], None]
-MOST_LOGITS = 64 << 20
-"""Logits of the dense model that are kept for comparison, over all held-out sequences."""
 
 RECIPES: dict[Variant, Recipe] = {
     "larosa+": Recipe(),
@@ -176,7 +173,7 @@ class LarosaPreparation(BaseModel):
     ) -> list[Level]:
         artifact = Artifact.open(folder, check=False)
         sizes = artifact.sizes()
-        search = Search(sizes, _Trial(lm, artifact, text.held_out_NT).divergence, on_stage)
+        search = Search(sizes, HeldOut(lm, artifact, text.held_out_NT).divergence, on_stage)
         found = []
         for level in self.levels:
             thresholds = None
@@ -220,50 +217,6 @@ class LarosaPreparation(BaseModel):
         pays = break_even.row_major_pays(largest, lm.model.dtype, lm.device)
         place = break_even.place(lm.device, lm.model.dtype)
         return {"break_even": table, "row_major": [place] if pays else []}
-
-
-class _Trial:
-    """Measures allocations on held-out text, every token masked."""
-
-    def __init__(self, lm: LanguageModel, artifact: Artifact, held_out_NT: Tensor) -> None:
-        self.lm, self.artifact, self.held_out_NT = lm, artifact, held_out_NT
-        size = lm.model.get_output_embeddings().weight.shape[0]
-        num_kept = max(1, MOST_LOGITS // (size * len(held_out_NT)))
-        step = -(-held_out_NT.shape[1] // num_kept)
-        self._places_T = torch.arange(0, held_out_NT.shape[1], step, device=lm.device)
-        self._dense: list[Tensor] | None = None
-        self._sparse: LanguageModel | None = None
-
-    def divergence(self, shares: Shares) -> float:
-        """Mean KL(dense || sparse) per token, nats."""
-        if self._dense is None:
-            self._dense = [
-                torch.log_softmax(self._logits(self.lm, index).float(), -1)
-                for index in range(len(self.held_out_NT))
-            ]
-        # Kept, so that the next one finds its weights in place.
-        self._sparse = sparse = sparse_model(
-            self.lm,
-            self.artifact,
-            selections(self.artifact, shares),
-            rule=lambda inputs, outputs, share: 0,
-            sparsify_prefill=True,
-        )
-        found = divergence(self._dense, lambda index: self._logits(sparse, index))
-        if not math.isfinite(found):
-            raise InputError(
-                "its logits are not finite (NaN or infinite) on the held-out text",
-                field="model",
-                mend="Check the weights, or prepare in another dtype",
-            )
-        return found
-
-    def _logits(self, lm: LanguageModel, index: int) -> Tensor:
-        with torch.inference_mode():
-            row_1T = self.held_out_NT[index][None].to(lm.device)
-            out = lm.model(input_ids=row_1T, use_cache=False, logits_to_keep=self._places_T)
-            logits_TV: Tensor = out.logits[0]
-            return logits_TV
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
