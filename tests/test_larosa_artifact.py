@@ -96,6 +96,14 @@ def test_transformers_loads_every_architecture(architecture: str, tmp_path: Path
     assert torch.equal(applied, loaded)
 
 
+def test_a_sparse_model_is_not_saved_as_a_plain_one(artifact: Path, tmp_path: Path) -> None:
+    made = Larosa(artifact=str(artifact), sparsity=0.4).apply(larosa_models.model("llama"))
+    with pytest.raises(InputError, match="its artifact is what was saved"):
+        made.model.save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    larosa_models.model("llama").model.save_pretrained(tmp_path / "base")
+
+
 def test_the_same_text_gives_the_same_weights(artifact: Path, tmp_path: Path) -> None:
     again = prepared(
         larosa_models.model("llama"), tmp_path, held_out=2, break_even=False,

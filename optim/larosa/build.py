@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import Any, NoReturn
 from weakref import WeakValueDictionary
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from optim import tree
+from optim.errors import InputError
 from optim.larosa.architecture import Architecture, Site, architecture_of, layers_of
 from optim.larosa.break_even import RowRule
 from optim.larosa.kernels.choice import Kernels, kernels_for
@@ -128,6 +130,8 @@ class Builder:
             self._ends()
         if not any("threshold" in self._kinds(s) for s in self.selections):
             self.meter.planned_sparsity = 1 - self._kept / self.meter.num_weights
+        # What it would write loads as a plain model whose weights are random.
+        self.model.save_pretrained = _refuse_to_save
         return Built(self.model, self.phase, self.meter)
 
     @staticmethod
@@ -223,3 +227,11 @@ class Builder:
         config = copy.deepcopy(self.model.config)
         config.tie_word_embeddings = False
         self.model.config = config
+
+
+def _refuse_to_save(*args: Any, **kwargs: Any) -> NoReturn:
+    raise InputError(
+        "a sparse model is not saved: its artifact is what was saved",
+        field="model",
+        mend="Copy the artifact's folder; optim.larosa.auto loads it",
+    )
