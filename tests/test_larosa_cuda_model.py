@@ -51,5 +51,6 @@ def test_a_compiled_step_is_that_of_the_cpu(
     assert float((logits[0] - logits[1]).abs().max() / logits[0].std()) < 1e-4
     assert by_cuda.meter is not None
     assert by_cuda.meter.facts() == {
-        "sparsity": pytest.approx(0.5, abs=1 / 64), "skipped_bytes": None, "select_s": None,
+        "sparsity": pytest.approx(0.5, abs=1 / 64), "layer_bytes": None,
+        "skipped_bytes": None, "select_s": None,
     }  # fmt: skip

@@ -20,7 +20,7 @@ from plain_slots import ACTIONS, Plain, act, check_memory, leave
 from cluster.completion import Completion, Request
 from cluster.engine import Engine
 from cluster.sampling import SamplingParams
-from optim.model import LanguageModel
+from optim.model import LanguageModel, PhaseName
 from optim.prefix import Prefix
 from optim.registry import apply_all, optimization
 from optim.vattention.arena import Spans
@@ -137,8 +137,8 @@ def test_books_are_what_the_driver_says_in_every_step(driver: FakeDriver) -> Non
     engine = Engine(on_device(lm, driver, caches), batch_size=3)
     forward, checked = engine.forward, []
 
-    def check(**inputs: Any) -> torch.Tensor:
-        logits = forward(**inputs)
+    def check(phase: PhaseName, **inputs: Any) -> torch.Tensor:
+        logits = forward(phase, **inputs)
         books, system = caches[0].audit() or (0, 0)
         checked.append(books == system == driver.live_bytes)
         return logits

@@ -125,8 +125,8 @@ def test_a_step_that_fails_midway_leaks_nothing_and_the_slot_is_usable() -> None
     forward = engine.forward
     calls = iter(range(1000))
 
-    def sometimes(**inputs: Any) -> torch.Tensor:
-        logits = forward(**inputs)
+    def sometimes(phase: PhaseName, **inputs: Any) -> torch.Tensor:
+        logits = forward(phase, **inputs)
         if next(calls) == 2:
             raise torch.OutOfMemoryError("no memory for activations")
         return logits
