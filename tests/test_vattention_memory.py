@@ -30,6 +30,7 @@ from plain_slots import (
 from cluster.completion import Request
 from cluster.engine import Engine
 from cluster.sampling import SamplingParams
+from optim.model import PhaseName
 from optim.vattention import mappings
 from optim.vattention.arena import KVMemoryError, LiveTensorError, Spans
 from optim.vattention.linux import LinuxArena
