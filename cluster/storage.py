@@ -148,6 +148,8 @@ class ObjectStore:
         except FileExistsError:
             return False
         except (TypeError, NotImplementedError):
+            # This filesystem cannot create conditionally. A part's name decides its deterministic
+            # columns, so that whoever writes last replaces one sound execution by another.
             self._pipe(name, data)
         return True
 

@@ -16,6 +16,10 @@ os.environ["PYTHONPATH"] = str(Path(__file__).parent)
 import pytest
 import torch
 
+# Fixtures of every test.
+from cuda_arenas import arena, driver  # noqa: F401
+from program import run  # noqa: F401
+
 torch.set_num_threads(1)
 
 

@@ -15,31 +15,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from program import Run
 
 from cluster.results import Results
-from jobs.__main__ import main
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run `optrial` in this process: exit code, standard output, standard error."""
-
-    def call(*words: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["optrial", *map(str, words)])
-        code: object = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        out, err = capsys.readouterr()
-        assert isinstance(code, int)
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture

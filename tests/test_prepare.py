@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny_models
+from program import Run
 
 from jobs.__main__ import main
 from jobs.corpus import Reading, read_corpus
@@ -42,8 +43,8 @@ def texts(tmp_path: Path) -> Path:
 @pytest.fixture
 def prepare(
     ray_cluster: None,
+    run: Run,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     tiny_model_folder: Path,
     texts: Path,
@@ -57,15 +58,7 @@ def prepare(
     def call(*words: str, **changes: Path | str) -> tuple[int, str, str]:
         options = {"model": tiny_model_folder, "data": texts, "out": tmp_path / "made" / "artifact"}
         given = [w for key, value in (options | changes).items() for w in (f"--{key}", str(value))]
-        monkeypatch.setattr(sys, "argv", ["optrial", "prepare", "larosa", *given, *QUICK, *words])
-        code: object = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        out, err = capsys.readouterr()
-        assert isinstance(code, int)
-        return code, out, err
+        return run("prepare", "larosa", *given, *QUICK, *words)
 
     return call
 

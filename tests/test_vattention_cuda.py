@@ -3,45 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import torch
-from fake_cuda_driver import FakeDriver, Misuse, checked_driver, out_of_memory_at
+from cuda_arenas import (
+    PAGE,
+    own_bytes,
+    since,
+)
+from fake_cuda_driver import FakeDriver, Misuse, out_of_memory_at
 from page_ranges import page_ranges
 
 from optim.vattention.arena import KVMemoryError, Spans
 from optim.vattention.cuda import CudaArena
 from optim.vattention.cuda_driver import CudaError
-
-PAGE = 16384
-
-
-@pytest.fixture
-def driver() -> Iterator[FakeDriver]:
-    with checked_driver(PAGE) as made:
-        yield made
-
-
-@pytest.fixture
-def arena(driver: FakeDriver) -> Iterator[CudaArena]:
-    made = CudaArena(driver)
-    yield made
-    made.close()
-
-
-def since(driver: FakeDriver, act: Callable[[], object]) -> list[str]:
-    """The names of the driver's calls that `act` makes."""
-    before = len(driver.calls)
-    act()
-    return driver.names()[before:]
-
-
-def own_bytes(driver: FakeDriver, arena: CudaArena) -> int:
-    """The device's memory in use, the idle part of the arena's apart."""
-    return driver.live_bytes - arena.pooled_bytes
-
 
 # --- commit and release ---
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import gc
 import sys
 import threading
-from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import torch
-from fake_cuda_driver import FakeDriver, Misuse, checked_driver, out_of_memory_at
+from cuda_arenas import (
+    PAGE,
+    since,
+)
+from fake_cuda_driver import FakeDriver, Misuse, out_of_memory_at
 from page_ranges import page_ranges
 
 from optim.errors import InputError
@@ -18,34 +21,6 @@ from optim.vattention.arena import KVMemoryError, LiveTensorError
 from optim.vattention.backend import new_arena
 from optim.vattention.cuda import CudaArena
 from optim.vattention.settings import Settings
-
-PAGE = 16384
-
-
-@pytest.fixture
-def driver() -> Iterator[FakeDriver]:
-    with checked_driver(PAGE) as made:
-        yield made
-
-
-@pytest.fixture
-def arena(driver: FakeDriver) -> Iterator[CudaArena]:
-    made = CudaArena(driver)
-    yield made
-    made.close()
-
-
-def since(driver: FakeDriver, act: Callable[[], object]) -> list[str]:
-    """The names of the driver's calls that `act` makes."""
-    before = len(driver.calls)
-    act()
-    return driver.names()[before:]
-
-
-def own_bytes(driver: FakeDriver, arena: CudaArena) -> int:
-    """The device's memory in use, the idle part of the arena's apart."""
-    return driver.live_bytes - arena.pooled_bytes
-
 
 # --- work in flight ---
 
