@@ -61,6 +61,7 @@ class Arm:
             "kv_system_bytes": system,
             "num_shared_prefills": None if store is None else store.num_prefills,
             **self._metered(num_cells),
+            **self.engine.lm.facts,
             "process_rss_bytes": psutil.Process().memory_info().rss,
             **self._device_memory(),
         }

@@ -49,6 +49,19 @@ CELLS = [
         "prompts that the call prefilled for sharing; null without it",
     ),
     Column("prefix_s", FLOAT, "prefilling of shared prompts beforehand, in no other time"),
+    Column("num_new_tokens", INT, "tokens that the baseline's vocabulary lacks; null for none"),
+    Column(
+        "domain_saving",
+        FLOAT,
+        "share of the baseline's tokens that the vocabulary saves on held-out text of its domain, "
+        "counted when it was prepared",
+    ),
+    Column(
+        "off_domain_inflation",
+        FLOAT,
+        "share of tokens that it adds to protected text of other domains, which it was not chosen "
+        "on; null where none was given",
+    ),
     Column(
         "sparsity",
         FLOAT,

@@ -103,6 +103,8 @@ def _effects(
 ) -> list[MetricEffect]:
     if metric.source == "rate":
         return [_rate(metric, cells)]
+    if metric.source == "per":
+        return [_per(metric, prompts)]
     if metric.source == "quality":
         a, b = targets.means[metric.name]
         return [_given(metric, "mean difference", a, b, difference_effect(a, b, targets.clusters))]
@@ -123,7 +125,18 @@ def _effects(
 
 
 def _clusters(metric: Metric, prompts: PairedPrompts) -> Sequence[tuple[str, object]]:
-    return prompts.shards if metric.source == "time" else prompts.clusters
+    return prompts.shards if metric.is_timed else prompts.clusters
+
+
+def _per(metric: Metric, prompts: PairedPrompts) -> MetricEffect:
+    """One sum over another, such as native tokens over base tokens of the same text."""
+    above, below = (prompts.means[name] for name in metric.parts)
+    clusters = _clusters(metric, prompts)
+    effect = rate_effect((above[0], below[0]), (above[1], below[1]), clusters)
+    if metric.is_timed:
+        effect = _guarded(effect, above[0], above[1], prompts.shards)
+    rates = [_rate_of(*pair) for pair in zip(above, below, strict=True)]
+    return MetricEffect(metric, "ratio of totals", rates[0], rates[1], effect)
 
 
 def _rate(metric: Metric, cells: PairedCells) -> MetricEffect:

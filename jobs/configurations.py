@@ -59,13 +59,18 @@ def expand(spec: TrialSpec) -> tuple[Configuration, ...]:
 
 
 def _arms(spec: TrialSpec) -> Iterator[_Arm]:
-    listed: Sequence[ConfigurationSpec | None] = spec.configurations or (None,)
-    for index, configuration in enumerate(listed):
-        field = f"configurations[{index}]" if configuration else "factors"
-        for combination in itertools.product(*spec.factors.values()):
-            levels = dict(zip(spec.factors, combination, strict=True))
+    fields = {f"configurations[{index}]": each for index, each in enumerate(spec.configurations)}
+    crossed: dict[str, ConfigurationSpec | None] = {
+        field: each for field, each in fields.items() if not each.alone
+    }
+    if not crossed and (spec.factors or not fields):
+        crossed = {"factors": None}
+    for field, configuration in {**fields, **crossed}.items():
+        is_alone = configuration is not None and configuration.alone
+        for combination in [()] if is_alone else itertools.product(*spec.factors.values()):
+            levels = dict(zip(() if is_alone else spec.factors, combination, strict=True))
             parts = [f"{factor}-{level.name}" for factor, level in levels.items()]
-            if configuration and (len(listed) > 1 or not parts):
+            if configuration and (len(crossed) > 1 or not parts):
                 parts.insert(0, configuration.name)
             sources: list[tuple[str, LevelSpec]] = [(f"factor `{k}`", v) for k, v in levels.items()]
             if configuration:
@@ -157,7 +162,8 @@ def _baselines(spec: TrialSpec, arms: Sequence[_Arm]) -> list[_Arm]:
             field="baseline",
             mend=_known(spec.baseline, arms),
         )
-    return [arm for arm in named if arm in plain] or named
+    fewest = min(len(arm.optimizations) for arm in named)
+    return [arm for arm in named if len(arm.optimizations) == fewest]
 
 
 def _aliases(arm: _Arm) -> set[str]:

@@ -17,6 +17,7 @@ from jobs.metrics import METRICS, Metric, describe
 from jobs.query import connect
 from jobs.score import BITS_PER_BYTE, score_statistics
 from jobs.sparsity_notes import sparsity_notes
+from jobs.vocabulary_notes import vocabulary_notes
 from optim.errors import InputError
 
 
@@ -35,7 +36,11 @@ def report_data(results: Results) -> dict[str, Any]:
             "configurations": _configurations(connection, plan),
             "comparisons": [_comparison_data(c) for c in found],
         }
-        notes = [*memory_notes(connection), *sparsity_notes(connection)]
+        notes = [
+            *memory_notes(connection),
+            *vocabulary_notes(connection, plan),
+            *sparsity_notes(connection),
+        ]
     finally:
         connection.close()
     data["scores"], score_notes = _scores(results, plan)

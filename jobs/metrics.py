@@ -14,7 +14,7 @@ import duckdb
 
 from jobs.wording import bytes_text, duration_text, number_text
 
-Source = Literal["row", "time", "rate", "peak", "quality"]
+Source = Literal["row", "time", "rate", "per", "peak", "quality"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,16 @@ class Metric:
         """Of a rate: the cell's total that is divided by its wall time."""
         return _AMOUNTS[self.name]
 
+    @property
+    def parts(self) -> tuple[str, str]:
+        """Of a metric that is one sum over another, such as time per byte: both columns."""
+        return _PER[self.name]
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether the rows of a cell share its noise, and a cold engine's rows have none of it."""
+        return self.source in ("time", "rate") or self.name.startswith("e2e_s")
+
 
 _AMOUNTS = {
     "completion_bytes_per_s": "completion_bytes",
@@ -40,12 +50,25 @@ _AMOUNTS = {
     "kv_committed_mean_bytes": "kv_committed_byte_s",
 }
 
+_PER = {
+    "tokens_per_base_token": ("completion_tokens", "base_completion_tokens"),
+    "e2e_s_per_byte": ("e2e_s", "completion_bytes"),
+}
+
 METRICS = (
+    Metric("prompt_tokens", "prompt tokens", number_text, "row"),
     Metric("completion_tokens", "completion tokens", number_text, "row"),
+    Metric(
+        "tokens_per_base_token", "· tokens per base token", number_text, "per", is_described=False
+    ),
+    Metric(
+        "base_completion_tokens", "· length in base tokens", number_text, "row", is_described=False
+    ),
     Metric("completion_bytes", "completion bytes", number_text, "row", is_described=False),
     Metric("ttft_s", "time to first token", duration_text, "time"),
     Metric("tpot_s", "time per further token", duration_text, "time"),
     Metric("e2e_s", "time per completion", duration_text, "time"),
+    Metric("e2e_s_per_byte", "time per byte", duration_text, "per"),
     Metric("completion_bytes_per_s", "throughput, bytes/s", number_text, "rate"),
     Metric("base_tokens_per_s", "throughput, base tokens/s", number_text, "rate"),
     Metric("kv_committed_peak_bytes", "KV memory held, peak", bytes_text, "peak"),
@@ -85,6 +108,11 @@ def _selection(metric: Metric) -> tuple[str, str, str]:
         return value, f"sum({amount}) / nullif(sum(wall_s), 0)", _CELLS
     if metric.source == "peak":
         return metric.name, f"avg({metric.name})", _CELLS
+    if metric.source == "per":
+        above, below = metric.parts
+        warm = " AND NOT coalesce(warmup, false)" if metric.is_timed else ""
+        source = f"generations WHERE error IS NULL{warm}"
+        return f"{above} / nullif({below}, 0)", f"sum({above}) / nullif(sum({below}), 0)", source
     if metric.source == "quality":
         value = "nats / ln(2) / num_bytes"
         condition = "candidate = -1 AND error IS NULL AND num_bytes > 0"

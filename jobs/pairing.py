@@ -11,7 +11,9 @@ from typing import Any
 
 import duckdb
 
-ROW_METRICS = ("completion_tokens", "base_completion_tokens", "completion_bytes")
+ROW_METRICS = (
+    "prompt_tokens", "completion_tokens", "base_completion_tokens", "completion_bytes",
+)  # fmt: skip
 TIME_METRICS = ("ttft_s", "tpot_s", "e2e_s")
 
 

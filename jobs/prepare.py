@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.metadata import version
 from itertools import chain, islice
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Event, Thread
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -15,12 +15,11 @@ from pydantic import ValidationError
 from cluster.arm import load_source
 from cluster.plan import ModelSource
 from jobs.corpus import Reading, read_corpora
+from jobs.streamed import CLEAN_UP_S, stream
 from optim.errors import InputError
 from optim.registry import Preparation, preparations
 
 OnStage = Callable[[str], None]
-CLEAN_UP_S = 60.0
-"""The most that an interrupted task is waited for."""
 
 
 class Task(NamedTuple):
@@ -37,6 +36,23 @@ class Task(NamedTuple):
     """The new folder, on the machine that the task runs on."""
     cpus: int = 1
     gpus: int = 0
+
+
+def recipe(task: Task) -> dict[str, Any]:
+    """What decides what a task makes; the text by where it comes from."""
+    from optim.model import fingerprint
+
+    made: Any = checked(task.name, task.settings)
+    return {
+        "preparation": task.name,
+        "optrial": version("optrial"),
+        "settings": made.model_dump(mode="json"),
+        "model": fingerprint(task.model.path, revision=task.model.revision),
+        "dtype": task.model.dtype,
+        "device": task.model.device,
+        "data": task.data,
+        "reading": task.reading._asdict(),
+    }
 
 
 def prepare(
@@ -137,43 +153,14 @@ def _require(nodes: list[dict[str, float]], task: Task) -> None:
 
 def _stages(task: Task) -> Iterator[tuple[str, str]]:
     """The task: yields what it is at, and at last the fingerprint."""
-    import torch
-
     # Ray leaves every GPU visible to a task that asked for none.
     if not task.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    torch.set_num_threads(task.cpus)
-    queue: SimpleQueue[tuple[str, Any]] = SimpleQueue()
-    stopped = Event()
-
-    def on_stage(text: str) -> None:
-        if stopped.is_set():
-            raise InterruptedError
-        queue.put(("stage", text))
-
-    def work() -> None:
-        try:
-            queue.put(("done", _prepare(task, on_stage)))
-        except BaseException as error:  # It is raised again by the thread that waits.
-            queue.put(("error", error))
-
-    thread = Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        while True:
-            kind, value = queue.get()
-            if kind == "error":
-                raise value
-            yield kind, value
-            if kind == "done":
-                return
-    finally:
-        # Cancelled, it ends at its next stage and removes what it has written.
-        stopped.set()
-        thread.join(CLEAN_UP_S)
+    yield from stream(partial(_prepare, task), task.cpus)
 
 
 def _prepare(task: Task, on_stage: OnStage) -> str:
+    from jobs.ray_resources import RayResources
     from optim.model import fingerprint
 
     texts = read_corpora(task.data, task.reading)
@@ -182,5 +169,10 @@ def _prepare(task: Task, on_stage: OnStage) -> str:
     known = fingerprint(task.model.path, revision=task.model.revision)
     lm = load_source(task.model.model_copy(update={"fingerprint": known}))
     return checked(task.name, task.settings).run(
-        lm, chain(first, texts), Path(task.out), source=", ".join(task.data), on_stage=on_stage
+        lm,
+        chain(first, texts),
+        Path(task.out),
+        source=", ".join(task.data),
+        on_stage=on_stage,
+        resources=RayResources(task.reading, task.cpus, task.gpus),
     )

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
+from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
@@ -14,7 +17,8 @@ from rich.text import Text
 from cluster.plan import ModelSource
 from jobs.console import console
 from jobs.corpus import Reading
-from jobs.prepare import Task, prepare
+from jobs.prepare import Task, prepare, recipe
+from jobs.recipes import is_made, write_recipe
 from optim.registry import Preparation
 
 
@@ -36,6 +40,7 @@ def command(name: str, kind: type[Preparation]) -> Callable[..., None]:
         cpus: int,
         gpus: int,
         address: str | None,
+        reuse: bool,
         **settings: Any,
     ) -> None:
         screen = console()
@@ -47,21 +52,29 @@ def command(name: str, kind: type[Preparation]) -> Callable[..., None]:
             device=device,  # type: ignore[arg-type]
             trust_remote_code=trust_remote_code,
         )
+        for setting in kind.paths & settings.keys():
+            settings[setting] = _absolute_all(settings[setting])
+        task = Task(
+            name=name,
+            settings={key: value for key, value in settings.items() if value is not None},
+            model=source,
+            data=[_absolute(path) for path in data],
+            reading=Reading(column, subset, split),
+            out=out,
+            cpus=cpus,
+            gpus=gpus,
+        )
+        made_by = recipe(task)
+        if reuse and is_made(out, made_by):
+            screen.print(Text(f"{out} is there already, made by the same recipe."), soft_wrap=True)
+            return
         try:
             made = prepare(
-                Task(
-                    name=name,
-                    settings={key: value for key, value in settings.items() if value is not None},
-                    model=source,
-                    data=[_absolute(path) for path in data],
-                    reading=Reading(column, subset, split),
-                    out=out,
-                    cpus=cpus,
-                    gpus=gpus,
-                ),
+                task,
                 address=address,
                 on_stage=lambda text: screen.print(Text(f"· {text}", style="dim")),
             )
+            write_recipe(out, made_by)
         except KeyboardInterrupt:
             screen.print("\nInterrupted. There is no artifact.")
             raise typer.Exit(130) from None
@@ -78,6 +91,13 @@ def command(name: str, kind: type[Preparation]) -> Callable[..., None]:
 def _absolute(path: str) -> str:
     place = Path(path).expanduser()
     return str(place.absolute()) if "://" not in path and place.exists() else path
+
+
+def _absolute_all(paths: Any) -> Any:
+    """A setting of one path or several."""
+    if isinstance(paths, list):
+        return [_absolute(path) for path in paths]
+    return paths if paths is None else _absolute(paths)
 
 
 def _common() -> list[inspect.Parameter]:
@@ -101,6 +121,13 @@ def _common() -> list[inspect.Parameter]:
         _option("cpus", int, 1, "CPUs, which are its threads."),
         _option("gpus", int, 0, "GPUs."),
         _option("address", str | None, None, "A running Ray cluster (else RAY_ADDRESS)."),
+        _option(
+            "reuse",
+            bool,
+            False,
+            "Do nothing where --out, on this machine, was made from the same model, by the same "
+            "settings, from data of the same name.",
+        ),
     ]
 
 
@@ -117,6 +144,9 @@ def _plain(annotation: Any) -> Any:
     """A type that the command line can read: tuples are lists, constraints are left to pydantic."""
     if get_origin(annotation) is Annotated:
         return _plain(get_args(annotation)[0])
+    if get_origin(annotation) is UnionType:
+        plain = [_plain(kind) for kind in get_args(annotation)]
+        return reduce(operator.or_, plain)
     if get_origin(annotation) is tuple:
         return list[_plain(get_args(annotation)[0])]  # type: ignore[misc]
     return annotation

@@ -177,6 +177,8 @@ class ConfigurationSpec(LevelSpec):
     vs: Name | None = None
     """The configuration that this one is compared with; by default the baseline at the same engine
     settings."""
+    alone: Flag = False
+    """Leave it as it is, whatever the factors; the others are crossed with them."""
 
 
 class GenerationSpec(_Spec):

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -85,6 +85,8 @@ class LanguageModel:
     """A context in which forward passes are of that phase, for models that treat them unlike."""
     meter: Meter | None = None
     """Set by an optimisation that counts what it does."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Columns of `cells` that are the same for every cell: what its optimisations are known for."""
     fingerprint: str = ""
     """What names its content, where that is known: see `identity`."""
     origin: tuple[str, str | None] | None = None

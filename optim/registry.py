@@ -14,9 +14,11 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from pydantic import ValidationError
 
+from optim.adaptivocab.optimization import Adaptivocab, Tuned
 from optim.errors import InputError
 from optim.larosa.optimization import Larosa
 from optim.model import LanguageModel
+from optim.resources import Resources
 from optim.vattention.optimization import VAttention
 
 Stage = Literal["vocabulary", "weights", "cache"]
@@ -55,6 +57,8 @@ class Preparation(Protocol):
     """Frozen settings (a pydantic model) of the work that is done once, before a trial."""
 
     name: ClassVar[str]
+    paths: ClassVar[frozenset[str]]
+    """Settings that say where something lies, as `--data` does."""
 
     def run(
         self,
@@ -64,15 +68,22 @@ class Preparation(Protocol):
         *,
         source: str,
         on_stage: Callable[[str], None],
+        resources: Resources | None = None,
     ) -> str:
         """Write an artifact to `out_dir`, whole or not at all; returns its fingerprint.
 
-        `source` says where the corpus came from. InputError for what a person can mend.
+        `source` says where the corpus came from; without `resources` all is done here. InputError
+        for what a person can mend.
         """
         ...
 
 
-BUILT_IN: dict[str, type[Optimization]] = {"larosa": Larosa, "vattention": VAttention}
+BUILT_IN: dict[str, type[Optimization]] = {
+    "adaptivocab": Adaptivocab,
+    "larosa": Larosa,
+    "tuned": Tuned,
+    "vattention": VAttention,
+}
 
 
 def names() -> list[str]:

@@ -200,3 +200,26 @@ def test_one_optimisation_twice() -> None:
 def test_a_name_too_long_for_a_folder() -> None:
     factors = {f"{letter}" * 90: [False] for letter in "abc"}
     assert "longer than 200" in refusal(factors=factors, configurations=[{"name": "q"}]).problem
+
+
+def test_a_configuration_alone_is_not_crossed_with_the_factors() -> None:
+    found = configurations(
+        configurations=[{"name": "untouched", "alone": True}],
+        factors={"kv": {"static": {"cache": "static"}, "grown": {}}, "batch_size": [1, 2]},
+        baseline="kv-static.batch_size-1",
+    )
+    crossed = [f"kv-{kv}.batch_size-{size}" for kv in ("static", "grown") for size in (1, 2)]
+    assert list(found) == ["untouched", *crossed]
+    assert found["untouched"].levels == {}
+    assert {c.vs for c in found.values()} == {None, "kv-static.batch_size-1"}
+
+
+def test_of_a_level_with_optimisations_the_plainest_is_the_baseline() -> None:
+    found = configurations(
+        factors={
+            "vocabulary": {"tuned": {"optimizations": ["x"]}, "new": {"optimizations": ["y"]}},
+            "kv": {"off": {}, "on": {"optimizations": ["z"]}},
+        },
+        baseline="vocabulary-tuned",
+    )
+    assert [name for name, c in found.items() if c.vs is None] == ["vocabulary-tuned.kv-off"]

@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from optim.artifact_files import FileEntry, problem_of
 from optim.errors import InputError
 from optim.larosa.architecture import ARCHITECTURES, Architecture
-from optim.larosa.manifest import FileEntry, Manifest
+from optim.larosa.manifest import Manifest
 
 MANIFEST = "larosa.json"
-_SHA256: dict[Hashable, str] = {}
-"""Of files that were read through by this process, by what would change with them."""
 FIELD = "optimizations.larosa.artifact"
 
 
@@ -151,29 +150,14 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
 
 
 def _check_file(folder: Path, name: str, entry: FileEntry) -> None:
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise _broken(folder / MANIFEST, f"names a file outside of its folder: {name!r}")
-    if not path.is_file():
-        raise _broken(path, "is missing")
-    found = path.stat()
-    # Configurations of one process share an artifact, which may be as large as the model.
-    seen = (path.resolve(), found.st_size, found.st_mtime_ns, found.st_ino)
-    if found.st_size == entry.num_bytes and _SHA256.get(seen) == entry.sha256:
-        return
-    if found.st_size != entry.num_bytes or sha256_of(path) != entry.sha256:
-        raise _broken(path, "is not the file that was written: its size or sha256 differs")
-    _SHA256[seen] = entry.sha256
+    problem = problem_of(folder, name, entry)
+    if problem is not None:
+        is_outside = problem.startswith("names")
+        raise _broken(folder / (MANIFEST if is_outside else name), problem)
 
 
 def _broken(path: Path, problem: str) -> InputError:
     return InputError(problem, source=path, field=FIELD, mend="Prepare the artifact again")
-
-
-def sha256_of(path: Path) -> str:
-    """sha256 of a file, hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -189,14 +173,3 @@ def write_config(folder: Path, base: Mapping[str, Any]) -> None:
         "base_config": dict(base),
     }
     (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
-
-
-def file_entries(folder: Path) -> dict[str, FileEntry]:
-    """Size and sha256 of every file of a folder but the manifest."""
-    return {
-        path.relative_to(folder).as_posix(): FileEntry(
-            num_bytes=path.stat().st_size, sha256=sha256_of(path)
-        )
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
-    }

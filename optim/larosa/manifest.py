@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from optim.artifact_files import FileEntry
+
 Variant = Literal["larosa+", "larosa", "topk", "threshold"]
 
 
@@ -53,11 +55,6 @@ class Calibration(_Frozen):
     """Tokens."""
     sha256: str
     """Of the token ids."""
-
-
-class FileEntry(_Frozen):
-    num_bytes: int
-    sha256: str
 
 
 class Manifest(_Frozen):

@@ -12,8 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from optim.errors import InputError
 from optim.larosa.architecture import architecture_of
-from optim.larosa.artifact import Artifact, read_manifest
+from optim.larosa.artifact import Artifact
 from optim.larosa.break_even import RowRule, max_rows, place
+from optim.larosa.collection import content, made_from
 from optim.larosa.kernels.choice import require_dtype
 from optim.larosa.preparation import LarosaPreparation
 from optim.larosa.sparse_model import at_sparsity, selections, sparse_model
@@ -40,7 +41,8 @@ class Larosa(BaseModel):
     places: ClassVar[frozenset[str]] = frozenset({"artifact"})
 
     artifact: Annotated[str, Field(min_length=1)]
-    """The folder that `optrial prepare larosa` wrote; its variant is chosen there."""
+    """The folder that `optrial prepare larosa` wrote; its variant is chosen there. Or a folder of
+    such folders, of which the one that was made from the model at hand is taken."""
     sparsity: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.4
     """Share of the weights of attention and MLP that are not read for a generated token."""
     sparsify_prefill: bool = False
@@ -56,7 +58,7 @@ class Larosa(BaseModel):
 
     def content(self) -> str:
         """Fingerprint of the artifact; InputError where there is none."""
-        return read_manifest(Path(self.artifact))[1]
+        return content(Path(self.artifact))
 
     def apply(self, lm: LanguageModel) -> LanguageModel:
         """The rotated model, sparse while decoding; shares what is unchanged with `lm`.
@@ -66,7 +68,7 @@ class Larosa(BaseModel):
         """
         architecture_of(lm.model)
         require_dtype(lm.device, lm.model.dtype)
-        artifact = Artifact.open(self.artifact)
+        artifact = Artifact.open(made_from(Path(self.artifact), lm.identity()))
         self._check_fits(artifact, lm)
         shares, thresholds = at_sparsity(artifact.manifest.levels, self.sparsity)
         made = sparse_model(
@@ -91,7 +93,7 @@ class Larosa(BaseModel):
             raise InputError(
                 f"was made from another model ({manifest.input[:12]}…, this one is "
                 f"{lm.identity()[:12]}…)",
-                source=self.artifact,
+                source=artifact.folder,
                 field=f"{_FIELD}.artifact",
                 mend="Prepare one for this model: optrial prepare larosa --model MODEL --data DATA "
                 "--out OUT",
@@ -101,7 +103,7 @@ class Larosa(BaseModel):
             raise InputError(
                 f"holds weights in {manifest.dtype}, and the model is in "
                 f"{str(wanted).removeprefix('torch.')}",
-                source=self.artifact,
+                source=artifact.folder,
                 field=f"{_FIELD}.artifact",
                 mend=f"Prepare it with --dtype {str(wanted).removeprefix('torch.')}",
             )

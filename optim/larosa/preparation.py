@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-from safetensors import SafetensorError
 from torch import Tensor
 
-from optim.errors import InputError
+from optim.artifact_files import file_entries
 from optim.larosa import break_even
 from optim.larosa.architecture import architecture_of
 from optim.larosa.artifact import (
     MANIFEST,
     Artifact,
-    file_entries,
     save_tensors,
     write_config,
 )
@@ -35,6 +29,8 @@ from optim.larosa.manifest import Calibration, Level, Manifest, Variant
 from optim.larosa.moments import quantile
 from optim.larosa.rotation import Facts, Recipe, Rotation
 from optim.model import LanguageModel
+from optim.new_folder import beside, publish, require_new
+from optim.resources import Resources
 
 OnStage = Callable[[str], None]
 
@@ -53,6 +49,7 @@ class LarosaPreparation(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     name: ClassVar[str] = "larosa"
+    paths: ClassVar[frozenset[str]] = frozenset()
 
     variant: Variant = "larosa+"
     """larosa+: ours. larosa: as published. topk: no rotation. threshold: no rotation, a fixed
@@ -87,6 +84,7 @@ class LarosaPreparation(BaseModel):
         *,
         source: str,
         on_stage: OnStage = lambda stage: None,
+        resources: Resources | None = None,
     ) -> str:
         """Write the artifact and return its fingerprint; nothing is left behind by a failure.
 
@@ -95,7 +93,7 @@ class LarosaPreparation(BaseModel):
         """
         architecture_of(lm.model)
         require_dtype(lm.device, lm.model.dtype)
-        _require_new(out_dir)
+        require_new(out_dir)
         on_stage("reading the calibration text")
         text = cut(
             lm,
@@ -104,7 +102,7 @@ class LarosaPreparation(BaseModel):
             self.tokens,
             max(1, self.held_out),
         )
-        with _beside(out_dir) as folder:
+        with beside(out_dir) as folder:
             facts, folds = self._write_weights(lm, text.calibration_NT, folder, on_stage)
             draft = self._draft(lm, text, facts, folds, source)
             write_manifest(folder, draft)
@@ -114,7 +112,7 @@ class LarosaPreparation(BaseModel):
             )
             write_manifest(folder, finished)
             fingerprint = Artifact.open(folder).fingerprint
-            _publish(folder, out_dir)
+            publish(folder, out_dir)
         return fingerprint
 
     @property
@@ -221,53 +219,5 @@ class LarosaPreparation(BaseModel):
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest, with the sizes and sha256 of the files that are there."""
-    complete = manifest.model_copy(update={"files": file_entries(folder)})
+    complete = manifest.model_copy(update={"files": file_entries(folder, MANIFEST)})
     (folder / MANIFEST).write_text(complete.model_dump_json(indent=1), encoding="utf-8")
-
-
-def _require_new(out_dir: Path) -> None:
-    if out_dir.is_symlink() or out_dir.is_mount():
-        raise InputError(
-            "is a link or a mount point, which cannot be put in place in one step",
-            source=out_dir,
-            field="--out",
-            mend="Give a new folder inside it",
-        )
-    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
-        raise InputError(
-            "is there already, and not empty",
-            source=out_dir,
-            field="--out",
-            mend="Choose another folder, or remove this one",
-        )
-
-
-@contextmanager
-def _beside(out_dir: Path) -> Iterator[Path]:
-    """A folder next to the wanted one, which is removed whatever happens."""
-    try:
-        out_dir.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
-    except OSError as error:
-        raise InputError(
-            f"cannot be written: {error.strerror}", source=out_dir, field="--out",
-            mend="Choose a place that you may write to",
-        ) from error  # fmt: skip
-    try:
-        yield made
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"cannot be written: {error}", source=out_dir, field="--out",
-            mend="See that there is room, or choose another place",
-        ) from error  # fmt: skip
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
-
-
-def _publish(folder: Path, out_dir: Path) -> None:
-    folder.chmod(0o755)
-    for path in folder.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)  # the workers' user may be another one
-    if out_dir.exists():
-        out_dir.rmdir()
-    os.replace(folder, out_dir)

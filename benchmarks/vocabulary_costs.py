@@ -1,0 +1,106 @@
+"""What choosing domain vocabularies takes, and how fast texts are encoded with them."""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from benchmarks.adapted_vocabulary import NOTHING, Adapted, Vocabulary, size_of
+from benchmarks.machine import median_and_spread
+from optim.adaptivocab import paper
+from optim.adaptivocab.corpus import Corpus
+from optim.adaptivocab.export import reduced, tokenizer_of
+from optim.adaptivocab.hierarchical import Rules, select
+from optim.adaptivocab.segmentation import Segmenter
+
+PATCH = "hierarchical, patch"
+
+
+def selection_costs(
+    vocabulary: Vocabulary, domain: str, corpus: Corpus, size: int
+) -> list[dict[str, Any]]:
+    """Each selection twice: once for its time, once for its peak, which slows it.
+
+    The peak is of what it allocates, in Python and in NumPy; the corpus' ids are there before it.
+    """
+    rows = []
+    base = vocabulary.base
+    builder = vocabulary.builder(NOTHING, corpus, size)
+    document = reduced(base, ())
+    assert document is not None
+    whole = builder.encoded(vocabulary.tokenizer, corpus.train, cut=False)
+    chunks = builder.encoded(tokenizer_of(document), corpus.train, cut=base.kind == "byte-level")
+    calls: dict[str, Callable[[], int]] = {
+        "paper": lambda: len(paper.select(whole, base, size)),
+        "hierarchical": lambda: len(
+            select(chunks, base, size, Rules(None), removed={}, is_native=True).names
+        ),
+    }
+    for method, call in calls.items():
+        start_s = time.process_time()
+        num_found = call()
+        took_s = time.process_time() - start_s
+        tracemalloc.start()
+        call()
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        millions = len(whole) / 1e6
+        rows.append(
+            {"vocabulary": vocabulary.name, "domain": domain, "method": method, "size": num_found,
+             "tokens": len(whole), "seconds_per_million": took_s / millions,
+             "peak_bytes_per_million": peak_bytes / millions}
+        )  # fmt: skip
+    return rows
+
+
+def speed(
+    vocabulary: Vocabulary, domain: str, corpus: Corpus, kept: dict[Any, Any], rounds: int
+) -> dict[str, Any]:
+    """One thread; base and new tokenizer by turns on the same texts, both with empty caches."""
+    texts = corpus.held_out + corpus.dev
+    num_bytes = sum(len(text.encode()) for text in texts)
+    native: Adapted = kept[vocabulary.name, domain, "hierarchical"]
+    patch: Adapted = kept[vocabulary.name, domain, PATCH]
+    base_ids = vocabulary.encoded(texts)
+    num_base = size_of(base_ids)
+    calls: dict[str, Callable[[], Any]] = {"base": lambda: _fresh(vocabulary.tokenizer, texts)}
+    if native.built.document is not None:
+        calls["native"] = lambda: _fresh(native.native, texts)
+    for method in ("dp", "greedy"):
+        calls[method] = partial(_segmented, patch.segmenter(method), base_ids)
+    times_s: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(rounds + 1):
+        for name, call in calls.items():
+            start_s = time.perf_counter()
+            call()
+            if number:  # The first warms up.
+                times_s[name].append(time.perf_counter() - start_s)
+    times_s["patch"] = [a + b for a, b in zip(times_s["base"], times_s["dp"], strict=True)]
+    found: dict[str, Any] = {"vocabulary": vocabulary.name, "domain": domain,
+                             "size": len(native.built.names), "bytes": num_bytes,
+                             "base_tokens": num_base}  # fmt: skip
+    for name, each_s in times_s.items():
+        found[name] = {
+            "bytes_per_s": median_and_spread([num_bytes / s for s in each_s]),
+            "base_tokens_per_s": median_and_spread([num_base / s for s in each_s]),
+            "of_base": median_and_spread(
+                [b / s for b, s in zip(times_s["base"], each_s, strict=True)]
+            ),
+        }
+    return found
+
+
+def _segmented(segmenter: Segmenter, base_ids: list[list[int]]) -> None:
+    for ids in base_ids:
+        segmenter.segment(ids)
+
+
+def _fresh(tokenizer: Tokenizer, texts: list[str]) -> None:
+    # A chunk that was met before costs a look-up; texts are seldom encoded twice.
+    tokenizer.model._clear_cache()
+    tokenizer.encode_batch_fast(texts, add_special_tokens=False)

@@ -1,0 +1,172 @@
+"""The models of an artifact: rows for new tokens, tuning, and what both come to."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from optim.adaptivocab.artifact import CONTROL
+from optim.adaptivocab.calibration import calibrate
+from optim.adaptivocab.corpus import Corpus
+from optim.adaptivocab.embeddings import extend
+from optim.adaptivocab.folders import (
+    measure,
+    measure_folder,
+    read_facts,
+    stored_dtype,
+    tune_folder,
+    write_model,
+)
+from optim.adaptivocab.manifest import Quality
+from optim.adaptivocab.segments import cut
+from optim.adaptivocab.texts import batches
+from optim.adaptivocab.tokens import Tokens
+from optim.model import LanguageModel, load_tokenizer
+from optim.resources import Resources
+
+if TYPE_CHECKING:
+    from optim.adaptivocab.preparation import AdaptivocabPreparation
+
+OnStage = Callable[[str], None]
+MIB = 1 << 20
+Facts = dict[str, dict[str, Any]]
+"""What tuning did: `adapted`, and `control` where there is one."""
+
+
+class Adapting:
+    """Makes the adapted model and its control, in folders whose tokenizers are there."""
+
+    def __init__(
+        self,
+        settings: AdaptivocabPreparation,
+        lm: LanguageModel,
+        texts: Corpus,
+        tokens: Tokens,
+        resources: Resources,
+        on_stage: OnStage,
+    ) -> None:
+        self.settings, self.lm, self.texts, self.tokens = settings, lm, texts, tokens
+        self.resources, self.on_stage = resources, on_stage
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the adapted model's embeddings and head are one matrix."""
+        config = self.lm.model.config.get_text_config(decoder=True)
+        return bool(config.tie_word_embeddings) and self.settings.tied == "symmetric"
+
+    @property
+    def _has_control(self) -> bool:
+        return self.settings.tune and self.settings.control
+
+    def write(self, folder: Path) -> None:
+        """Write the adapted model before tuning, and the control."""
+        self.on_stage("making rows for the new tokens")
+        dtype, settings = stored_dtype(self.lm), self.settings
+        expansions = self.tokens.expansions()
+        made = extend(
+            self.lm.model, expansions, init=settings.init, tied=settings.tied, seed=settings.seed
+        )
+        made.config.save_pretrained(folder)  # By it the tokenizer is found.
+        if settings.calibrate and not self.is_tied:
+            self._calibrate(made, load_tokenizer(str(folder)))
+        write_model(made, folder, dtype)
+        if self._has_control:
+            # The same room to learn in: untied where the adapted model is.
+            write_model(extend(self.lm.model, {}, tied=settings.tied), folder / CONTROL, dtype)
+            self.lm.tokenizer.save_pretrained(folder / CONTROL)
+
+    def _calibrate(self, made: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        texts = self.texts.train
+        calibrate(
+            made,
+            self.lm,
+            self.tokens.expansions(),
+            _counts(tokenizer, texts),
+            _counts(self.lm.tokenizer, texts),
+            self._tuning_segments()[0],
+        )
+
+    def tune(self, folder: Path, work: Path) -> tuple[Quality, Facts]:
+        """Tune both models where they lie; their quality, and what was done."""
+        settings, device = self.settings, self.lm.device.type
+        held_out = list(cut(self.texts.held_out, settings.segment_bytes))
+        folders = {"adapted": folder}
+        if self._has_control:
+            folders["control"] = folder / CONTROL
+        self.on_stage("measuring bits per byte before tuning")
+        before = measure_folder(folder, held_out, device)
+        base = measure(self.lm, held_out)
+        if not settings.tune:
+            quality = Quality(base=base, tuned=None, adapted=before, adapted_tuned=None)
+            return quality, {}
+        facts = self._tune_all(folders, work)
+        self.on_stage("measuring bits per byte after tuning")
+        after = {name: measure_folder(each, held_out, device) for name, each in folders.items()}
+        quality = Quality(
+            base=base, tuned=after.get("control"), adapted=before, adapted_tuned=after["adapted"]
+        )
+        return quality, facts
+
+    def _tune_all(self, folders: dict[str, Path], work: Path) -> Facts:
+        segments, ends = self._tuning_segments()
+        new_ids = [token.id for token in self.tokens.new]
+        calls = [
+            partial(
+                tune_folder,
+                each,
+                segments,
+                ends,
+                self.settings.tuning,
+                new_ids if name == "adapted" else [],
+                work / name,
+                self.lm.device.type,
+                name,
+            )
+            for name, each in folders.items()
+        ]
+        if self.settings.workers > 1:
+            for call in calls:
+                self.resources.train(call, self.settings.workers, self.on_stage)
+        else:
+            self.resources.run(calls, self.on_stage)
+        return {name: read_facts(work / name) for name in folders}
+
+    def _tuning_segments(self) -> tuple[list[str], list[bool]]:
+        """Training texts up to the bytes that are to be tuned on, and where texts end.
+
+        By the hash of the texts, so that a part of a corpus is a sample of all of it.
+        """
+        left = int(self.settings.tune_mib * MIB)
+        segments: list[str] = []
+        ends: list[bool] = []
+        for text in sorted(self.texts.train, key=_digest):
+            for segment in cut([text], self.settings.segment_bytes):
+                left -= len(segment.encode())
+                if left < 0 and segments:
+                    return segments, ends
+                segments.append(segment)
+                ends.append(False)
+            ends[-1] = True
+        return segments, ends
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+def _counts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Counter[int]:
+    """How often each id occurs in the encoding of texts."""
+    found: Counter[int] = Counter()
+    for batch in batches(texts):
+        encoded = tokenizer(
+            batch, add_special_tokens=False, return_attention_mask=False, verbose=False
+        )
+        for ids in encoded["input_ids"]:
+            found.update(ids)
+    return found

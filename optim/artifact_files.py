@@ -1,0 +1,56 @@
+"""The files of an artifact: written down with size and sha256, and checked against it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+_SHA256: dict[Hashable, str] = {}
+"""Of files that were read through by this process, by what would change with them."""
+
+
+class FileEntry(BaseModel):
+    """What a manifest says of a file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_bytes: int
+    sha256: str
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 of a file, hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def file_entries(folder: Path, manifest: str) -> dict[str, FileEntry]:
+    """Size and sha256 of every file of a folder but the manifest."""
+    return {
+        path.relative_to(folder).as_posix(): FileEntry(
+            num_bytes=path.stat().st_size, sha256=sha256_of(path)
+        )
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.relative_to(folder).as_posix() != manifest
+    }
+
+
+def problem_of(folder: Path, name: str, entry: FileEntry) -> str | None:
+    """What is wrong with a file; None where it is the one that was written."""
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        return f"names a file outside of its folder: {name!r}"
+    if not path.is_file():
+        return "is missing"
+    found = path.stat()
+    # Configurations of one process share an artifact, which may be as large as the model.
+    seen = (path.resolve(), found.st_size, found.st_mtime_ns, found.st_ino)
+    if found.st_size == entry.num_bytes and _SHA256.get(seen) == entry.sha256:
+        return None
+    if found.st_size != entry.num_bytes or sha256_of(path) != entry.sha256:
+        return "is not the file that was written: its size or sha256 differs"
+    _SHA256[seen] = entry.sha256
+    return None
