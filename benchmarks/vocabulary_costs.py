@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable
-from functools import partial
+from pathlib import Path
 from typing import Any
-
-from tokenizers import Tokenizer
 
 from benchmarks.adapted_vocabulary import NOTHING, Adapted, Vocabulary, size_of
 from benchmarks.machine import median_and_spread
@@ -61,25 +63,18 @@ def selection_costs(
 def speed(
     vocabulary: Vocabulary, domain: str, corpus: Corpus, kept: dict[Any, Any], rounds: int
 ) -> dict[str, Any]:
-    """One thread; base and new tokenizer by turns on the same texts, both with empty caches."""
-    texts = corpus.held_out + corpus.dev
+    """CPU time of one thread: base and new tokenizer in fresh processes, the patch layer here."""
+    texts = corpus.held_out
     num_bytes = sum(len(text.encode()) for text in texts)
     native: Adapted = kept[vocabulary.name, domain, "hierarchical"]
     patch: Adapted = kept[vocabulary.name, domain, PATCH]
     base_ids = vocabulary.encoded(texts)
     num_base = size_of(base_ids)
-    calls: dict[str, Callable[[], Any]] = {"base": lambda: _fresh(vocabulary.tokenizer, texts)}
-    if native.built.document is not None:
-        calls["native"] = lambda: _fresh(native.native, texts)
+    documents = {"base": vocabulary.base.document, "native": native.built.document}
+    times_s = _encode_times({k: d for k, d in documents.items() if d}, corpus, rounds)
     for method in ("dp", "greedy"):
-        calls[method] = partial(_segmented, patch.segmenter(method), base_ids)
-    times_s: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(rounds + 1):
-        for name, call in calls.items():
-            start_s = time.perf_counter()
-            call()
-            if number:  # The first warms up.
-                times_s[name].append(time.perf_counter() - start_s)
+        segmenter = patch.segmenter(method)
+        times_s[method] = [_segment_s(segmenter, base_ids) for _ in range(rounds + 1)][1:]
     times_s["patch"] = [a + b for a, b in zip(times_s["base"], times_s["dp"], strict=True)]
     found: dict[str, Any] = {"vocabulary": vocabulary.name, "domain": domain,
                              "size": len(native.built.names), "bytes": num_bytes,
@@ -95,12 +90,25 @@ def speed(
     return found
 
 
-def _segmented(segmenter: Segmenter, base_ids: list[list[int]]) -> None:
+def _encode_times(documents: dict[str, Any], corpus: Corpus, rounds: int) -> dict[str, list[float]]:
+    """A process each round; the tokenizers change places from one to the next."""
+    times_s: dict[str, list[float]] = {name: [] for name in documents}
+    with tempfile.TemporaryDirectory() as folder:
+        parts = {"warm": corpus.dev, "texts": corpus.held_out}
+        for name, content in {**documents, **parts}.items():
+            (Path(folder) / f"{name}.json").write_text(json.dumps(content))
+        names = list(documents)
+        for _ in range(rounds):
+            command = [sys.executable, "-m", "benchmarks.encode_times", folder, *names]
+            made = subprocess.run(command, check=True, capture_output=True, text=True)
+            for name, took_s in json.loads(made.stdout).items():
+                times_s[name].append(took_s)
+            names.reverse()
+    return times_s
+
+
+def _segment_s(segmenter: Segmenter, base_ids: list[list[int]]) -> float:
+    start_s = time.process_time()
     for ids in base_ids:
         segmenter.segment(ids)
-
-
-def _fresh(tokenizer: Tokenizer, texts: list[str]) -> None:
-    # A chunk that was met before costs a look-up; texts are seldom encoded twice.
-    tokenizer.model._clear_cache()
-    tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    return time.process_time() - start_s

@@ -86,7 +86,7 @@ def show(found: dict[str, Any], console: Console) -> None:
           ([r["vocabulary"], r["method"], str(r["size"]), f"{r['seconds_per_million']:.1f}",
             f"{r['peak_bytes_per_million'] / 1e6:.0f}"]
            for r in found["selection"]))  # fmt: skip
-    _print(console, "Speed, one thread, caches empty: medians (least to largest)",
+    _print(console, "Speed, CPU time of one thread, empty caches, fresh processes: medians (least to largest)",
           ("vocabulary", "domain", "what", "MB/s", "base tokens/s", "bytes/s of base's"),
           ([row["vocabulary"], row["domain"], name, f"{_spread(row[name]['bytes_per_s'], 1e6)}",
             f"{row[name]['base_tokens_per_s']['median']:,.0f}", _spread(row[name]["of_base"])]
