@@ -15,16 +15,29 @@ ANY_LENGTH = 1_000
 """A cap that no token reaches; None would search for one."""
 
 
+Check = tuple[str, dict[str, float], int, Callable[[float], bool]]
+"""What is wanted, what was found, of how many at least it has to hold, and what has to hold."""
+
+
 def goals(found: dict[str, Any], sizes: Sequence[int]) -> list[dict[str, Any]]:
-    """Each goal, by how much, and whether it is met; those of savings for the first vocabulary."""
-    first = found["savings"][0]["vocabulary"]
-    by: dict[tuple[str, int, str], float] = {
-        (row["domain"], row["size"], row["method"]): row["saving"]
-        for row in found["savings"]
-        if row["vocabulary"] == first
-    }
+    """Each goal, by how much, and whether it is met; those of savings for every vocabulary."""
+    checks: list[Check] = []
+    for name in dict.fromkeys(row["vocabulary"] for row in found["savings"]):
+        rows = [row for row in found["savings"] if row["vocabulary"] == name]
+        checks += _saving_checks(name, rows, sizes)
+    checks += _cost_checks(found)
+    return [
+        {"goal": name, "values": values, "met": sum(map(holds, values.values())) >= least,
+         "misses": [key for key, value in values.items() if not holds(value)]}
+        for name, values, least, holds in checks
+        if values
+    ]  # fmt: skip
+
+
+def _saving_checks(name: str, rows: list[dict[str, Any]], sizes: Sequence[int]) -> list[Check]:
+    by = {(row["domain"], row["size"], row["method"]): row["saving"] for row in rows}
     domains = list(dict.fromkeys(domain for domain, *_ in by))
-    most = max(sizes)
+    most, two_thirds = max(sizes), -(-2 * len(domains) // 3)
     own = {d: by[d, most, "hierarchical"] for d in domains}
     leads = {d: own[d] - by[d, most, "paper"] for d in domains}
     like = {d: by[d, most, "hierarchical, like paper"] - by[d, most, "paper"] for d in domains}
@@ -33,42 +46,40 @@ def goals(found: dict[str, Any], sizes: Sequence[int]) -> list[dict[str, Any]]:
         for d in domains
         for less, more in pairwise(sorted(sizes))
     }
-    protected = {f"{r['domain']} on {r['other']}": r["inflation"]
-                 for r in found["off_domain"] if r["is_protected"]}  # fmt: skip
-    bare = {f"{r['domain']} on {r['other']}": r["removal_alone"]
-            for r in found["off_domain"] if r["is_protected"]}  # fmt: skip
-    expanded = {f"{r['domain']} on {r['other']}": r["inflation"]
-                for r in found["off_domain"] if r["mode"] == "expand"}  # fmt: skip
-    names = [f"{row['vocabulary']}, {row['domain']}" for row in found["speed"]]
-    dp = [row["dp"]["base_tokens_per_s"]["median"] for row in found["speed"]]
-    ratios = [
-        row["native"]["of_base"]["median"] if "native" in row else 0 for row in found["speed"]
-    ]
-    two_thirds = -(-2 * len(domains) // 3)
-    at = f"{first}, {most} tokens"
-    checks: list[tuple[str, dict[str, float], int, Callable[[float], bool]]] = [
+    at = f"{name}, {most} tokens"
+    return [
         (f"{at}: saves 30 % or more on two of three", own, two_thirds, lambda x: x >= 0.30),
         (f"{at}: saves 25 % or more on all", own, len(own), lambda x: x >= 0.25),
         (f"{at}: 4 points above paper on two of three", leads, two_thirds, lambda x: x >= 0.04),
         (f"{at}: ahead of paper within its own bounds (how far is no goal)", like, len(like),
          lambda x: x > 0),
-        ("a third of the tokens is within 1.5 points of paper", behind, len(behind),
+        (f"{name}: a third of the tokens is within 1.5 points of paper", behind, len(behind),
          lambda x: x >= -0.015),
-        ("patch layer segments 300k base tokens/s", dict(zip(names, dp, strict=True)), len(dp),
+    ]  # fmt: skip
+
+
+def _cost_checks(found: dict[str, Any]) -> list[Check]:
+    def of(row: dict[str, Any]) -> str:
+        return f"{row['vocabulary']}, {row['domain']} on {row['other']}"
+
+    protected = [row for row in found["off_domain"] if row["is_protected"]]
+    net = {of(row): row["inflation"] for row in protected}
+    bare = {of(row): row["removal_alone"] for row in protected}
+    expanded = {of(row): row["inflation"] for row in found["off_domain"] if row["mode"] == "expand"}
+    segmenting, native = {}, {}
+    for row in found["speed"]:
+        name = f"{row['vocabulary']}, {row['domain']}"
+        segmenting[name] = row["dp"]["base_tokens_per_s"]["median"]
+        native[name] = row["native"]["of_base"]["median"] if "native" in row else 0.0
+    return [
+        ("patch layer segments 300k base tokens/s", segmenting, len(segmenting),
          lambda x: x >= 300e3),
-        ("native export encodes 0.6x the base's bytes/s", dict(zip(names, ratios, strict=True)),
-         len(ratios), lambda x: x >= 0.6),
-        ("replace: protected texts grow by 2 % at most", protected, len(protected),
+        ("native export encodes 0.6x the base's bytes/s", native, len(native), lambda x: x >= 0.6),
+        ("replace: protected texts grow by 2 % at most", net, len(net),
          lambda x: x <= MOST_INFLATION),
         ("replace: the same before new tokens save there, too", bare, len(bare),
          lambda x: x <= MOST_INFLATION),
         ("expand: no text grows", expanded, len(expanded), lambda x: x <= 0),
-    ]  # fmt: skip
-    return [
-        {"goal": name, "values": values, "met": sum(map(holds, values.values())) >= least,
-         "misses": [key for key, value in values.items() if not holds(value)]}
-        for name, values, least, holds in checks
-        if values
     ]  # fmt: skip
 
 
@@ -86,7 +97,7 @@ def show(found: dict[str, Any], console: Console) -> None:
           ([r["vocabulary"], r["method"], str(r["size"]), f"{r['seconds_per_million']:.1f}",
             f"{r['peak_bytes_per_million'] / 1e6:.0f}"]
            for r in found["selection"]))  # fmt: skip
-    _print(console, "Speed, CPU time of one thread, empty caches, fresh processes: medians (least to largest)",
+    _print(console, "Speed: CPU time of one thread, caches empty, fresh processes (least-largest)",
           ("vocabulary", "domain", "what", "MB/s", "base tokens/s", "bytes/s of base's"),
           ([row["vocabulary"], row["domain"], name, f"{_spread(row[name]['bytes_per_s'], 1e6)}",
             f"{row[name]['base_tokens_per_s']['median']:,.0f}", _spread(row[name]["of_base"])]
