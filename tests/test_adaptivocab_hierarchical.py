@@ -149,6 +149,8 @@ def test_natively_tokens_that_are_there_are_merged_into_too(
 
 @many
 @given(documents)
+@example([[[A, A, B, A, B, A, A, A, B, A, C, B, A, B, A, A, A, A]]])
+@example([[[A, A, B, A, B, A, C, B, A, B, A, A, A, A]]])
 def test_pairs_hold_what_merging_everywhere_leaves(texts: list[Text]) -> None:
     pairs = Pairs(corpus(*texts), 2)
     chunks = [list(chunk) for text in texts for chunk in text]

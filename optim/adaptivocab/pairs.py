@@ -72,27 +72,27 @@ class Pairs:
             if self._bounds.get(key) != -bound:
                 continue
             left, right = key >> 32, key & 0xFFFFFFFF
-            places_P = self._live(left, right, self._places[key])
+            live_P = self._live(left, right, self._places[key])
+            # What overlaps another occurrence now may be left without it by another merge.
+            places_P = self._disjoint(live_P) if left == right else live_P
             if len(places_P) == -bound:
                 del self._places[key], self._bounds[key]
                 return left, right, places_P
             if len(places_P) < self.least:
                 del self._places[key], self._bounds[key]
                 continue
-            self._places[key] = [places_P]
+            self._places[key] = [live_P]
             self._push(key, len(places_P))
         return None
 
     def _live(self, left: int, right: int, found: list[Positions]) -> Positions:
-        """Where the pair still stands, each token in one occurrence of it at most."""
+        """Where the pair still stands; of two equal symbols, occurrences may overlap."""
         places_P = np.concatenate(found) if len(found) > 1 else found[0]
         places_P = places_P[self._symbol_T[places_P] == left]
         following_P = self._next_T[places_P]
         there_P = (following_P != _GONE) & (self._symbol_T[following_P] == right)
         places_P = places_P[there_P]
-        if len(found) > 1:
-            places_P = np.unique(places_P)
-        live_P: Positions = self._disjoint(places_P) if left == right else places_P
+        live_P: Positions = np.unique(places_P) if len(found) > 1 else places_P
         return live_P
 
     def _disjoint(self, places_P: Positions) -> Positions:
