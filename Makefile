@@ -50,6 +50,8 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.sparse_gemv
 	$(BIN)/python -m benchmarks.decode
 	$(BIN)/python -m benchmarks.sparsity_quality
+	$(BIN)/python -m benchmarks.vocabulary
+	$(BIN)/python -m benchmarks.adaptation_quality --mib 0.35
 
 docs: $(STAMP)
 	$(BIN)/python -m docs.generate
