@@ -5,8 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Hashable
 from pathlib import Path
+from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from optim.errors import InputError
+
+ManifestT = TypeVar("ManifestT", bound=BaseModel)
 
 _SHA256: dict[Hashable, str] = {}
 """Of files that were read through by this process, by what would change with them."""
@@ -54,3 +59,36 @@ def problem_of(folder: Path, name: str, entry: FileEntry) -> str | None:
         return "is not the file that was written: its size or sha256 differs"
     _SHA256[seen] = entry.sha256
     return None
+
+
+def manifest_in(
+    folder: Path, file: str, kind: type[ManifestT], optimization: str
+) -> tuple[ManifestT, str]:
+    """The manifest of an artifact of an optimisation, and its sha256; no other file is looked at.
+
+    InputError where there is none, or it says what a manifest of this kind does not.
+    """
+    field = f"optimizations.{optimization}.artifact"
+    try:
+        data = (folder / file).read_bytes()
+    except OSError as error:
+        found = f"has no {file}" if folder.is_dir() else "is not there"
+        raise InputError(
+            f"is no artifact of {optimization}: it {found}",
+            source=folder,
+            field=field,
+            mend=f"Make it: optrial prepare {optimization} --model MODEL --data DATA "
+            f"--out {folder}",
+        ) from error
+    try:
+        manifest = kind.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(
+            f"{where}: {first['msg']}",
+            source=folder / file,
+            field=field,
+            mend="Prepare the artifact again",
+        ) from error
+    return manifest, hashlib.sha256(data).hexdigest()

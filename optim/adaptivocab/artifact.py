@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from optim.adaptivocab.manifest import Manifest
 from optim.adaptivocab.tokens import TOKENS, Tokens
-from optim.artifact_files import file_entries, problem_of
+from optim.artifact_files import file_entries, manifest_in, problem_of
 from optim.errors import InputError
 
 MANIFEST = "adaptivocab.json"
@@ -82,23 +82,7 @@ class Artifact:
 
 def read_manifest(folder: Path) -> tuple[Manifest, str]:
     """The manifest of an artifact and its fingerprint, without a look at the other files."""
-    try:
-        data = (folder / MANIFEST).read_bytes()
-    except OSError as error:
-        found = f"has no {MANIFEST}" if folder.is_dir() else "is not there"
-        raise InputError(
-            f"is no artifact of adaptivocab: it {found}",
-            source=folder,
-            field=FIELD,
-            mend=f"Make it: optrial prepare adaptivocab --model MODEL --data DATA --out {folder}",
-        ) from error
-    try:
-        manifest = Manifest.model_validate_json(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise _broken(folder / MANIFEST, f"{where}: {first['msg']}") from error
-    return manifest, hashlib.sha256(data).hexdigest()
+    return manifest_in(folder, MANIFEST, Manifest, "adaptivocab")
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> str:

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, BatchEncoding, PreTrainedConfig, PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import encode_marked_chat
 
+from optim.adaptivocab.patch_fit import require_fit, used_ids
 from optim.adaptivocab.patched_encoding import PatchedEncoding
 from optim.adaptivocab.segmentation import Method, Patches, Segmenter
 from optim.errors import InputError
@@ -87,7 +88,7 @@ class PatchedTokenizer(PreTrainedTokenizerFast):  # type: ignore[misc]
                 raise InputError(f"there is no {PATCHES}", source=source, field="patches_file")
             patches = Patches.read(patches_file)
         try:
-            _fit(patches, self._tokenizer, self._barriers())
+            require_fit(patches, self._tokenizer, self._barriers())
             self._patch(patches)
         except InputError as error:
             raise InputError(
@@ -310,7 +311,7 @@ class PatchedTokenizer(PreTrainedTokenizerFast):  # type: ignore[misc]
     def _add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
         if self.patches is None:
             return int(super()._add_tokens(new_tokens, special_tokens=special_tokens))
-        used = _used(self.patches)
+        used = used_ids(self.patches)
         for token in map(str, new_tokens):
             index = self._tokenizer.token_to_id(token)
             if index in used or (index is None and self._num_beyond):
@@ -370,47 +371,6 @@ class PatchedTokenizer(PreTrainedTokenizerFast):  # type: ignore[misc]
 
 def _value(strategy: Any) -> str:
     return str(getattr(strategy, "value", strategy))
-
-
-def _used(patches: Patches) -> set[int]:
-    parts = {*patches.removed.values(), *patches.new.values()}
-    return {*patches.removed, *patches.new, *(k for part in parts for k in part)}
-
-
-def _fit(patches: Patches, backend: Tokenizer, barriers: set[int]) -> None:
-    """Raises InputError where patches are not of this base."""
-
-    def refuse(field: str, problem: str) -> None:
-        raise InputError(problem, field=field, mend="Prepare the vocabulary again for this base")
-
-    for name, table in (("removed", patches.removed), ("new", patches.new)):
-        for token, parts in table.items():
-            missing = [k for k in parts if backend.id_to_token(k) is None]
-            if missing:
-                refuse(f"{name}.{token}", f"the base has no token {missing[0]}")
-            taken = [k for k in (token, *parts) if k in barriers]
-            if taken:
-                refuse(f"{name}.{token}", f"{taken[0]} is a special or an added token")
-    for token in patches.new:
-        if token not in patches.removed and backend.id_to_token(token) is not None:
-            refuse(f"new.{token}", "is the id of a base token that is not removed")
-    for token, parts in patches.removed.items():
-        whole = backend.id_to_token(token)
-        names = [str(backend.id_to_token(part)) for part in parts]
-        if whole is None:
-            refuse(f"removed.{token}", f"the base has no token {token}")
-        elif whole != "".join(names) and _bytes(whole) != b"".join(map(_bytes, names)):
-            refuse(f"removed.{token}", f"{whole!r} is not what its parts spell, {''.join(names)!r}")
-
-
-def _bytes(token: str) -> bytes:
-    """A byte of SentencePiece's fallback, or the text itself."""
-    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-        try:
-            return bytes([int(token[3:5], 16)])
-        except ValueError:
-            pass
-    return token.encode()
 
 
 class _Key(PreTrainedConfig):  # type: ignore[misc]

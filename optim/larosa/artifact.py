@@ -16,19 +16,17 @@ share it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from optim.artifact_files import FileEntry, problem_of
+from optim.artifact_files import FileEntry, manifest_in, problem_of
 from optim.errors import InputError
 from optim.larosa.architecture import ARCHITECTURES, Architecture
 from optim.larosa.manifest import Manifest
@@ -130,23 +128,7 @@ class Artifact:
 
 def read_manifest(folder: Path) -> tuple[Manifest, str]:
     """The manifest of an artifact and its fingerprint, without a look at the other files."""
-    try:
-        data = (folder / MANIFEST).read_bytes()
-    except OSError as error:
-        found = f"has no {MANIFEST}" if folder.is_dir() else "is not there"
-        raise InputError(
-            f"is no artifact of larosa: it {found}",
-            source=folder,
-            field=FIELD,
-            mend=f"Make it: optrial prepare larosa --model MODEL --data DATA --out {folder}",
-        ) from error
-    try:
-        manifest = Manifest.model_validate_json(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise _broken(folder / MANIFEST, f"{where}: {first['msg']}") from error
-    return manifest, hashlib.sha256(data).hexdigest()
+    return manifest_in(folder, MANIFEST, Manifest, "larosa")
 
 
 def _check_file(folder: Path, name: str, entry: FileEntry) -> None:
