@@ -170,6 +170,8 @@ class Plan(Frozen):
     configurations of equal weights as well."""
     workers: WorkerResources = WorkerResources()
     shuffle_seed: int = 0
+    analysis: dict[str, Any] = {}
+    """How the jobs judge it (`jobs.judgement.Judgement`), as stated when it first ran."""
 
     def configuration(self, name: str) -> Configuration:
         return next(c for c in self.configurations if c.name == name)

@@ -15,6 +15,7 @@ import duckdb
 from jobs.wording import bytes_text, duration_text, number_text
 
 Source = Literal["row", "time", "rate", "per", "peak", "quality"]
+Direction = Literal["lower", "higher", "neither"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,16 @@ class Metric:
     source: Source
     is_described: bool = True
     """Whether the first table has it; effects are always given."""
+    direction: Direction = "lower"
+    """Which is better. `neither` where more is only other: the length of an answer."""
+    margin: float = 0.02
+    """δ, the largest difference that does not matter: a fraction of the reference, or in the
+    metric's own unit where effects are mean differences."""
+
+    @property
+    def is_relative(self) -> bool:
+        """Whether its effect is a fraction of the reference."""
+        return self.source != "quality"
 
     @property
     def amount(self) -> str:
@@ -56,24 +67,55 @@ _PER = {
 }
 
 METRICS = (
-    Metric("prompt_tokens", "prompt tokens", number_text, "row"),
+    Metric("prompt_tokens", "prompt tokens", number_text, "row", margin=0.01),
     Metric("completion_tokens", "completion tokens", number_text, "row"),
     Metric(
-        "tokens_per_base_token", "· tokens per base token", number_text, "per", is_described=False
+        "tokens_per_base_token",
+        "· tokens per base token",
+        number_text,
+        "per",
+        is_described=False,
+        margin=0.01,
     ),
     Metric(
-        "base_completion_tokens", "· length in base tokens", number_text, "row", is_described=False
+        "base_completion_tokens",
+        "· length in base tokens",
+        number_text,
+        "row",
+        is_described=False,
+        direction="neither",
     ),
-    Metric("completion_bytes", "completion bytes", number_text, "row", is_described=False),
-    Metric("ttft_s", "time to first token", duration_text, "time"),
-    Metric("tpot_s", "time per further token", duration_text, "time"),
-    Metric("e2e_s", "time per completion", duration_text, "time"),
-    Metric("e2e_s_per_byte", "time per byte", duration_text, "per"),
-    Metric("completion_bytes_per_s", "throughput, bytes/s", number_text, "rate"),
-    Metric("base_tokens_per_s", "throughput, base tokens/s", number_text, "rate"),
+    Metric(
+        "completion_bytes",
+        "completion bytes",
+        number_text,
+        "row",
+        is_described=False,
+        direction="neither",
+    ),
+    Metric("ttft_s", "time to first token", duration_text, "time", margin=0.05),
+    Metric("tpot_s", "time per further token", duration_text, "time", margin=0.03),
+    Metric("e2e_s", "time per completion", duration_text, "time", margin=0.03),
+    Metric("e2e_s_per_byte", "time per byte", duration_text, "per", margin=0.03),
+    Metric(
+        "completion_bytes_per_s",
+        "throughput, bytes/s",
+        number_text,
+        "rate",
+        direction="higher",
+        margin=0.03,
+    ),
+    Metric(
+        "base_tokens_per_s",
+        "throughput, base tokens/s",
+        number_text,
+        "rate",
+        direction="higher",
+        margin=0.03,
+    ),
     Metric("kv_committed_peak_bytes", "KV memory held, peak", bytes_text, "peak"),
     Metric("kv_committed_mean_bytes", "KV memory held, mean", bytes_text, "rate"),
-    Metric("bits_per_byte", "bits per byte of targets", number_text, "quality"),
+    Metric("bits_per_byte", "bits per byte of targets", number_text, "quality", margin=0.01),
 )
 
 Described = dict[str, dict[str, Any]]

@@ -64,6 +64,7 @@ def make_plan(spec: TrialSpec, spec_path: str | Path) -> tuple[Plan, list[dict[s
         share_prompts=spec.share_prompts,
         workers=WorkerResources(**spec.workers.model_dump()),
         shuffle_seed=spec.shuffle_seed,
+        analysis=spec.analysis.model_dump(mode="json"),
     )
     return plan, rows
 
@@ -224,7 +225,7 @@ def _dataset_fingerprint(rows: Sequence[PromptRow]) -> str:
     return total.hexdigest()
 
 
-_UNDECISIVE = {"run_id", "output", "workers", "shuffle_seed"}
+_UNDECISIVE = {"run_id", "output", "workers", "shuffle_seed", "analysis"}
 """Keys of a plan that may differ between two runs of one trial."""
 _ABSENT = object()
 

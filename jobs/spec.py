@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from jobs.judgement import Judgement
 from jobs.shorthand import (
     check_scorer,
     default_name,
@@ -274,6 +275,8 @@ class TrialSpec(_Spec):
     """Let the model score targets and choices, where a dataset has any."""
     shuffle_seed: Whole = 0
     """Seed of the order in which the work is done."""
+    analysis: Judgement = Judgement()
+    """How differences are judged. What is stated when the trial first runs stays."""
 
     @field_validator("output")
     @classmethod

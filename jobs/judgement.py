@@ -1,0 +1,61 @@
+"""How a trial is judged, stated before it runs: primary metrics, margins and error rates."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from jobs.metrics import METRICS, Metric
+
+PRIMARY = ("completion_tokens", "e2e_s_per_byte", "kv_committed_peak_bytes", "bits_per_byte")
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Margin = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Judgement(BaseModel):
+    """How differences are judged. It is kept with the trial, and decides nothing that is run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    primary: Annotated[tuple[str, ...], Field(min_length=1)] = PRIMARY
+    """Metrics that the trial is about. Their error rate is kept over all of them and all
+    configurations (Holm); all other metrics are exploratory (Benjamini-Hochberg)."""
+    margins: dict[str, Margin] = {}
+    """Metric -> δ, the largest difference that does not matter: a fraction of the reference, or in
+    the metric's own unit for bits per byte. Metrics that are not named have their default."""
+    directions: dict[str, Literal["lower", "higher", "neither"]] = {}
+    """Metric -> which is better, where the default does not fit."""
+    alpha: Fraction = 0.05
+    """Error rate of verdicts, family-wise over the primary metrics."""
+    power: Fraction = 0.8
+    """Chance of finding an effect that the planning of prompts and seeds aims at."""
+
+    @field_validator("primary")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            _metric(name)
+        return tuple(dict.fromkeys(names))
+
+    @field_validator("margins", "directions")
+    @classmethod
+    def _known_keys(cls, values: dict[str, Any]) -> dict[str, Any]:
+        for name in values:
+            _metric(name)
+        return values
+
+    def margin(self, metric: Metric) -> float:
+        return self.margins.get(metric.name, metric.margin)
+
+    def direction(self, metric: Metric) -> str:
+        return self.directions.get(metric.name, metric.direction)
+
+
+def _metric(name: str) -> Metric:
+    for metric in METRICS:
+        if metric.name == name:
+            return metric
+    raise ValueError(
+        f"there is no metric `{name}`. There are: {', '.join(m.name for m in METRICS)}"
+    )
