@@ -17,13 +17,16 @@ import numpy.typing as npt
 
 from jobs.analysis.intervals import (
     JACKKNIFE,
+    NO_SPREAD,
     Floats,
+    Jackknifed,
     Statistic,
     jackknife,
     log_rate_ratio,
     log_ratio,
     mean,
 )
+from jobs.analysis.permutation import sign_flip_p
 
 Numbers = Sequence[float | None] | npt.NDArray[np.float64]
 Clusters = Sequence[Hashable] | None
@@ -31,6 +34,8 @@ IDENTICAL, NONE = "identical", "none"
 NO_PAIRS = "there are no pairs"
 ZERO_REFERENCE, ZERO_TOTAL = "the reference's total is zero", "a total is zero"
 NEGATIVE = "negative numbers have no ratio of totals"
+UNBOUNDED = "units differ by so much that the change, or its interval, has no bound"
+_LARGEST = 1e100  # of a number that can be meant; squares of it are finite
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,16 @@ class Effect:
     identical: bool = False
     """Every pair is exactly equal, so that the estimate and both bounds are exactly 0."""
     num_left_out: int = 0
-    """Pairs that could not be used: a number is missing, not finite, or has no logarithm."""
+    """Pairs that could not be used: a number is missing, not finite (or beyond 1e100), or has no
+    logarithm."""
+    se: float | None = None
+    """Standard error by the jackknife: of the log of 1 + a relative effect, else in its unit."""
+    p: float | None = None
+    """Two-sided p of no effect, by sign flips of the clusters: `jobs.analysis.permutation`."""
+    df: int | None = None
+    """Degrees of freedom of the standard error: clusters - 1."""
+    log_estimate: float | None = None
+    """The estimate on the scale of `se`."""
 
     @property
     def includes_zero(self) -> bool | None:
@@ -59,7 +73,17 @@ class Effect:
 
     def withheld(self, reason: str) -> Effect:
         """The same estimate without an interval, for a design that cannot support one."""
-        return replace(self, low=None, high=None, method=NONE, reason=reason)
+        return replace(
+            self, low=None, high=None, method=NONE, reason=reason, se=None, p=None, df=None
+        )
+
+    def bounded(self) -> Effect:
+        """The same, but without what is too large to be written."""
+        if self.estimate is not None and not math.isfinite(self.estimate):
+            return replace(self.withheld(UNBOUNDED), estimate=None, log_estimate=None)
+        if self.high is not None and not math.isfinite(self.high):
+            return self.withheld(UNBOUNDED)
+        return self
 
 
 def ratio_effect(
@@ -81,7 +105,8 @@ def ratio_effect(
         return pairs.effect(None, ZERO_REFERENCE)
     if np.array_equal(left, right):
         return pairs.identical()
-    estimate = float(right.sum() / left.sum()) - 1
+    with np.errstate(over="ignore"):
+        estimate = float(right.sum() / left.sum()) - 1
     if right.sum() == 0:
         return pairs.effect(estimate, ZERO_TOTAL)
     return pairs.relative(estimate, log_ratio, confidence)
@@ -132,13 +157,14 @@ def geometric_effect(
     keep = (left > 0) & (right > 0)
     clusters = pairs.groups[keep].tolist()
     found = difference_effect(np.log(left[keep]), np.log(right[keep]), clusters, confidence)
-    return replace(
+    relative = replace(
         found,
         estimate=_expm1(found.estimate),
         low=_expm1(found.low),
         high=_expm1(found.high),
         num_left_out=pairs.num_left_out + int((~keep).sum()),
     )
+    return relative.bounded()
 
 
 def rate_effect(
@@ -161,7 +187,22 @@ def rate_effect(
     if all(np.array_equal(columns[i], columns[i + 2]) for i in range(2)):
         return pairs.identical()
     sums = np.array([column.sum() for column in columns])
-    return pairs.relative(math.expm1(float(log_rate_ratio(sums))), log_rate_ratio, confidence)
+    estimate = _expm1(float(log_rate_ratio(sums)))
+    assert estimate is not None
+    return pairs.relative(estimate, log_rate_ratio, confidence)
+
+
+def cluster_totals(
+    columns: Sequence[Numbers], clusters: Clusters = None
+) -> tuple[list[Hashable], Floats]:
+    """What statistics of several quantities are made of, of units whose every number is usable.
+
+    The clusters (units' places where none are given) in the order in which they are first seen, and
+    the totals of each: (quantities, clusters).
+    """
+    pairs = _pairs(columns, clusters)
+    names = range(len(columns[0])) if clusters is None else list(dict.fromkeys(clusters))
+    return [names[i] for i in np.unique(pairs.groups)], pairs.totals()
 
 
 @dataclass(frozen=True)
@@ -208,22 +249,42 @@ class _Pairs:
         """`statistic` is the log of 1 + estimate."""
         found = jackknife(self.totals(), statistic, confidence)
         if isinstance(found, str):
-            return self.effect(estimate, found)
+            on_scale = float(statistic(self.totals().sum(axis=1)))
+            return self.untested(estimate, found, on_scale).bounded()
         with np.errstate(over="ignore"):
             bounds = float(np.expm1(found.low)), float(np.expm1(found.high))
-        return self.effect(estimate, None, bounds, JACKKNIFE)
+        return self.tested(estimate, bounds, found).bounded()
 
     def absolute(self, estimate: float, confidence: float) -> Effect:
         found = jackknife(self.totals(), mean, confidence)
         if isinstance(found, str):
-            return self.effect(estimate, found)
-        return self.effect(estimate, None, (found.low, found.high), JACKKNIFE)
+            return self.untested(estimate, found, estimate)
+        return self.tested(estimate, (found.low, found.high), found)
+
+    def untested(self, estimate: float, reason: str, on_scale: float) -> Effect:
+        """No interval; but signs can be flipped of changes that are the same in every unit."""
+        effect = self.effect(estimate, reason)
+        if reason != NO_SPREAD:
+            return effect
+        df = effect.num_clusters - 1
+        p = sign_flip_p(np.full(effect.num_clusters, on_scale))
+        return replace(effect, p=p, df=df, log_estimate=on_scale)
+
+    def tested(self, estimate: float, bounds: tuple[float, float], found: Jackknifed) -> Effect:
+        effect = self.effect(estimate, None, bounds, JACKKNIFE)
+        return replace(
+            effect,
+            se=found.se,
+            p=sign_flip_p(found.pseudo_values),
+            df=effect.num_clusters - 1,
+            log_estimate=found.estimate,
+        )
 
 
 def _pairs(columns: Sequence[Numbers], clusters: Clusters) -> _Pairs:
-    """What is usable of the columns: units whose every number is there and finite."""
+    """What is usable of the columns: units whose every number is there, and is one."""
     arrays = [np.array([math.nan if v is None else v for v in c], np.float64) for c in columns]
-    usable = np.logical_and.reduce([np.isfinite(array) for array in arrays])
+    usable = np.logical_and.reduce([np.abs(array) <= _LARGEST for array in arrays])  # NaN is not
     if clusters is None:
         groups = np.arange(len(usable), dtype=np.int64)
     else:
@@ -233,4 +294,7 @@ def _pairs(columns: Sequence[Numbers], clusters: Clusters) -> _Pairs:
 
 
 def _expm1(value: float | None) -> float | None:
-    return None if value is None else math.expm1(value)
+    if value is None:
+        return None
+    with np.errstate(over="ignore"):
+        return float(np.expm1(value))

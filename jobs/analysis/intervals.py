@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special
 
 Floats = npt.NDArray[np.float64]
 Statistic = Callable[[Floats], Floats]
@@ -47,28 +47,55 @@ class Interval(NamedTuple):
     high: float
 
 
-def jackknife(totals: Floats, statistic: Statistic, confidence: float) -> Interval | str:
+class Jackknifed(NamedTuple):
+    """A statistic's interval and what it is made of, all on the statistic's scale."""
+
+    low: float
+    high: float
+    estimate: float
+    se: float
+    pseudo_values: Floats
+    """One per cluster, like independent observations of the statistic; their mean is `estimate`."""
+
+
+def jackknife(totals: Floats, statistic: Statistic, confidence: float) -> Jackknifed | str:
     """Delete-one jackknife over clusters with t on G - 1 degrees of freedom.
 
     SE = sqrt((G - 1) / G * sum((s_g - mean(s))^2)), s_g the statistic without cluster g: Quenouille
     and Tukey; Efron and Stein, Annals of Statistics 9 (1981). For a mean of single units it is
     sd / sqrt(n) exactly. Where there can be no interval, the reason instead.
     """
-    size = totals.shape[1]
-    if size < 2:
-        return ONE_CLUSTER
+    middle, without = left_out(totals, statistic)
+    return from_left_out(middle, without, confidence)
+
+
+def left_out(totals: Floats, statistic: Statistic) -> tuple[float, Floats]:
+    """The statistic of all clusters, and without each: not finite where a total becomes zero."""
     whole = totals.sum(axis=1)
     with np.errstate(all="ignore"):
         middle = float(statistic(whole))
         without = np.asarray(statistic(whole[:, None] - totals), dtype=np.float64)
+    return middle, without
+
+
+def from_left_out(middle: float, without: Floats, confidence: float) -> Jackknifed | str:
+    """The jackknife of any statistic, or combination of several, from its values without each.
+
+    The pseudo-values G s - (G - 1) s_g are centred at s, as the interval is: Tukey's own mean is
+    the estimate less its bias.
+    """
+    size = len(without)
+    if size < 2:
+        return ONE_CLUSTER
     if not (math.isfinite(middle) and np.isfinite(without).all()):
         return ONE_HOLDS_ALL
     # What is left of equal numbers after rounding is no estimate of a spread.
     if np.ptp(without) <= _ROUNDING * max(1.0, abs(middle)):
         return NO_SPREAD
-    variance = (size - 1) / size * float(np.square(without - without.mean()).sum())
-    half = float(stats.t.ppf(0.5 + confidence / 2, size - 1)) * math.sqrt(variance)
-    return Interval(middle - half, middle + half)
+    moved = without.mean() - without
+    se = math.sqrt((size - 1) / size * float(np.square(moved).sum()))
+    half = float(special.stdtrit(size - 1, 0.5 + confidence / 2)) * se
+    return Jackknifed(middle - half, middle + half, middle, se, middle + (size - 1) * moved)
 
 
 def log_ratio(totals: Floats) -> Floats:

@@ -1,0 +1,102 @@
+"""Whether a machine changed while it was measured, and whether the test of an A/A pair holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from jobs.analysis.effects import Effect, ratio_effect
+from jobs.analysis.intervals import Floats
+
+Values = Sequence[float] | Floats
+Test = Callable[[Floats, Floats, Sequence[Hashable], float], Effect]
+"""(a, b, clusters, confidence) -> effect, as those of `jobs.analysis.effects`."""
+
+
+class Trend(NamedTuple):
+    """Of values over the order in which they were measured; all in the values' unit."""
+
+    slope_per_step: float
+    """Per 1 of `order`: Tukey's resistant line, between the medians of the outer thirds."""
+    p: float
+    """Two-sided, Kendall's rank test of no trend (Mann, Econometrica 13, 1945)."""
+    first_third: float
+    """Median."""
+    last_third: float
+
+
+class OrderEffect(NamedTuple):
+    """Of the place within a block: first, second and so on."""
+
+    p: float
+    """That all places are alike: Kruskal and Wallis, JASA 47 (1952)."""
+    medians: dict[int, float]
+
+
+def trend(values: Values, order: Values) -> Trend | None:
+    """Give values without what is known to differ, such as logs less their configuration's mean.
+
+    None with fewer than 6 values, or where all values or all places are equal. NaN is left out.
+    """
+    y, x = np.asarray(values, dtype=np.float64), np.asarray(order, dtype=np.float64)
+    usable = np.isfinite(y) & np.isfinite(x)
+    by_order = np.argsort(x[usable], kind="stable")
+    y, x = y[usable][by_order], x[usable][by_order]
+    if len(y) < 6 or np.ptp(y) == 0 or np.ptp(x) == 0:
+        return None
+    third = len(y) // 3
+    first, last = float(np.median(y[:third])), float(np.median(y[-third:]))
+    steps = float(np.median(x[-third:]) - np.median(x[:third]))
+    slope = (last - first) / steps if steps > 0 else 0.0
+    return Trend(slope, float(stats.kendalltau(x, y).pvalue), first, last)
+
+
+def order_effect(values: Values, position: Sequence[int]) -> OrderEffect | None:
+    """Give values less their block's mean and their configuration's; None where there is no test.
+
+    That needs two places with two values or more each, which are not all equal. NaN is left out.
+    """
+    y, places = np.asarray(values, dtype=np.float64), np.asarray(position, dtype=np.int64)
+    groups = {int(place): y[(places == place) & np.isfinite(y)] for place in np.unique(places)}
+    groups = {place: group for place, group in groups.items() if len(group) >= 2}
+    if len(groups) < 2 or np.ptp(np.concatenate(list(groups.values()))) == 0:
+        return None
+    p = float(stats.kruskal(*groups.values()).pvalue)
+    return OrderEffect(p, {place: float(np.median(group)) for place, group in groups.items()})
+
+
+def false_alarm_rate(
+    a: Values,
+    b: Values,
+    blocks: Sequence[Hashable],
+    num_relabellings: int = 200,
+    alpha: float = 0.05,
+    seed: int = 0,
+    statistic: Test = ratio_effect,
+    clusters: Sequence[Hashable] | None = None,
+) -> tuple[float | None, int]:
+    """How often the interval would exclude 0 if the two sides of an A/A pair were named at random.
+
+    The sides of each block are swapped or not by a coin: what is found then is a false alarm. Shows
+    whether the 1 - alpha interval suits this noise, such as clusters (default: the blocks) that are
+    finer than what shares noise. By the interval: the sign-flip p is right under relabelling of its
+    own clusters whatever the data, so it would show nothing. A difference that all blocks share is
+    not seen here, but by the pair's own test. The rate and how many relabellings gave an interval;
+    None without any.
+    """
+    left, right = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    seen: dict[Hashable, int] = {}
+    numbers = np.array([seen.setdefault(block, len(seen)) for block in blocks], dtype=np.int64)
+    names = list(blocks if clusters is None else clusters)
+    rng = np.random.default_rng(seed)
+    num_tests = num_alarms = 0
+    for _ in range(num_relabellings):
+        is_swapped = rng.integers(0, 2, len(seen)).astype(bool)[numbers]
+        one, other = np.where(is_swapped, right, left), np.where(is_swapped, left, right)
+        includes_zero = statistic(one, other, names, 1 - alpha).includes_zero
+        num_tests += includes_zero is not None
+        num_alarms += includes_zero is False
+    return (num_alarms / num_tests if num_tests else None), num_tests
