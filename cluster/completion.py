@@ -87,6 +87,9 @@ class Score:
     num_tokens: int
     num_bytes: int
     """UTF-8 bytes of the continuation."""
+    is_greedy: bool
+    """Every token was the likeliest one: greedy under the segmentation that was scored, and no
+    other."""
 
 
 @dataclass

@@ -19,6 +19,7 @@ from cluster.batch import Batch
 from cluster.completion import Completion, EngineStats, Request, Score
 from cluster.prefixes import PrefixStore
 from cluster.sampling import Sampler, step_key
+from cluster.scoring import encode_pair, windows
 from cluster.sequence import Sequence
 from optim.cache import CacheFactory, SlotCache
 from optim.errors import SequenceError
@@ -219,41 +220,55 @@ class Engine:
         """Teacher-forced -ln p(continuation | context) in nats.
 
         One forward without a cache; where the model treats generated tokens unlike a prompt's, the
-        continuation goes through as generated ones do, on top of the context. Context and
-        continuation are encoded apart, so that no token spans the join whatever the vocabulary. An
-        empty context is the start token. Raises SequenceError where the continuation has no tokens,
-        or both do not fit the context window.
+        continuation goes through as generated ones do, on top of the context. No token spans the
+        join, whatever the vocabulary: `cluster.scoring.encode_pair` says how both are encoded. An
+        empty context is the start token, and a continuation of it may be longer than the context
+        window (`cluster.scoring.windows`). Raises SequenceError where the continuation has no
+        tokens, or both do not fit the window.
         """
-        tokenizer = self.lm.tokenizer
-        before: list[int] = list(tokenizer(context, add_special_tokens=not is_chat)["input_ids"])
-        after: list[int] = list(tokenizer(continuation, add_special_tokens=False)["input_ids"])
+        before, after = encode_pair(
+            self.lm.tokenizer, context, continuation, add_special_tokens=not is_chat
+        )
         if not after:
             raise SequenceError("the continuation has no tokens")
         if not before:
-            start = tokenizer.bos_token_id
-            start = next(iter(sorted(self._ends)), None) if start is None else start
-            if start is None:
-                raise SequenceError("there is no context, and the model has no start token")
-            before = [start]
+            before = [self._start_token()]
         limit = self.lm.context_length
+        parts = [(before, after)]
         if limit is not None and len(before) + len(after) > limit:
-            raise SequenceError(
-                f"context and continuation have {len(before) + len(after)} tokens and the context "
-                f"window is {limit}"
-            )
-        nats = self._negative_log_likelihood(before, after)
-        return Score(nats, len(after), len(continuation.encode()))
+            if context:
+                raise SequenceError(
+                    f"context and continuation have {len(before) + len(after)} tokens and the "
+                    f"context window is {limit}"
+                )
+            parts = list(windows(before, after, limit))
+        found = [self._likelihood(*part) for part in parts]
+        return Score(
+            nats=sum(nats for nats, _ in found),
+            num_tokens=len(after),
+            num_bytes=len(continuation.encode()),
+            is_greedy=all(is_greedy for _, is_greedy in found),
+        )
 
-    def _negative_log_likelihood(self, before: list[int], after: list[int]) -> float:
+    def _start_token(self) -> int:
+        start: int | None = self.lm.tokenizer.bos_token_id
+        start = next(iter(sorted(self._ends)), None) if start is None else start
+        if start is None:
+            raise SequenceError("there is no context, and the model has no start token")
+        return start
+
+    def _likelihood(self, before: list[int], after: list[int]) -> tuple[float, bool]:
+        """-ln p(after | before), and whether each token of `after` was the likeliest."""
         targets = torch.tensor(after, device=self.lm.device)
         with torch.inference_mode():
             score = self._phased_logits if self.lm.is_phased else self._logits
             logits = score(before, after)
             nats = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+            is_greedy = bool((logits.argmax(-1) == targets).all())
         value = float(nats)
         if not math.isfinite(value):
             raise SequenceError("the logits are not finite (NaN or infinite)")
-        return value
+        return value, is_greedy
 
     def _logits(self, before: list[int], after: list[int]) -> Tensor:
         """What predicts each token of `after`, [T, V], in one pass."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -92,6 +92,22 @@ class Configuration(Frozen):
     """Digest of all that decides this configuration's outputs, and of its name."""
 
 
+class TaskSource(Frozen):
+    """The lm-eval task that a dataset's rows were built from: what scoring them needs to know."""
+
+    name: str
+    include_path: str | None = None
+    """Folder of task files beside lm-eval's own."""
+    num_fewshot: int = 0
+    version: str = ""
+    """As the task's author counts it."""
+    lm_eval_version: str = ""
+    config_sha256: str = ""
+    """Of the task's configuration as lm-eval resolved it."""
+    documents_sha256: str = ""
+    """Of the documents that are run: scoring checks that it reads the same ones."""
+
+
 class Dataset(Frozen):
     """The rows of one dataset in `inputs/prompts.parquet`, cut into shards."""
 
@@ -104,6 +120,21 @@ class Dataset(Frozen):
     """sha256 over its rows as run."""
     scorers: tuple[str, ...] = ()
     has_targets: bool = False
+    arms: tuple[str, ...] | None = None
+    """The configurations that run it; None for all. Set on prompts that were added later."""
+    generates: bool = True
+    """Whether completions are wanted; a task that only compares likelihoods has none."""
+    generation: Generation | None = None
+    """How its completions are sampled, where that is not the trial's."""
+    task: TaskSource | None = None
+    """The task that its rows were built from, where they were."""
+
+    def identity(self) -> dict[str, Any]:
+        """What of it decides outputs. What newer versions added counts only where it is set.
+
+        Scorers and tasks read what was written, so they decide none of it.
+        """
+        return decisive_dataset(self.model_dump(mode="json"))
 
     def rows(self, shard: int) -> tuple[int, int]:
         """`[start, stop)` of a shard within the dataset; sizes differ by at most one."""
@@ -111,6 +142,17 @@ class Dataset(Frozen):
             shard * self.num_prompts // self.num_shards,
             (shard + 1) * self.num_prompts // self.num_shards,
         )
+
+
+def decisive_dataset(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """`Dataset.identity` of a dataset in a manifest, whatever version wrote it."""
+    kept = {key: value for key, value in dataset.items() if key not in {"scorers", "task"}}
+    if kept.get("generates", True):
+        kept.pop("generates", None)
+    for key in ("arms", "generation"):
+        if kept.get(key) is None:
+            kept.pop(key, None)
+    return kept
 
 
 class Cell(Frozen):
@@ -164,12 +206,15 @@ class Plan(Frozen):
     seeds: tuple[int, ...]
     generation: Generation
     likelihoods: bool = True
-    """Whether targets are scored by the model (bits per byte, multiple choice)."""
+    """Whether targets are scored by the model (bits per byte, multiple choice, tasks)."""
     share_prompts: SharePrompts = "none"
     """Who shares a prompt that was prefilled once: nobody, the seeds of a configuration, or all
     configurations of equal weights as well."""
     workers: WorkerResources = WorkerResources()
     shuffle_seed: int = 0
+    seed_arms: dict[int, tuple[str, ...]] = {}
+    """The configurations that run a seed; all of them run one that is not named. Set on seeds that
+    were added later."""
     analysis: dict[str, Any] = {}
     """How the jobs judge it (`jobs.judgement.Judgement`), as stated when it first ran."""
 
@@ -185,7 +230,7 @@ class Plan(Frozen):
         together = self.share_prompts != "none"
         for seeds in [self.seeds] if together else [(seed,) for seed in self.seeds]:
             for dataset in self.datasets:
-                for shard in range(dataset.num_shards):
+                for shard in range(dataset.num_shards if dataset.generates else 0):
                     yield self._block(index, "generations", dataset, shard, seeds)
                     index += 1
         if not self.likelihoods:
@@ -195,6 +240,10 @@ class Plan(Frozen):
                 for shard in range(dataset.num_shards):
                     yield self._block(index, "likelihoods", dataset, shard, (None,))
                     index += 1
+
+    def generation_of(self, dataset: str) -> Generation:
+        """How completions of a dataset are sampled."""
+        return self.dataset(dataset).generation or self.generation
 
     def _block(
         self, index: int, kind: Kind, dataset: Dataset, shard: int, seeds: Sequence[int | None]
@@ -212,7 +261,9 @@ class Plan(Frozen):
                 stop=stop,
             )
             for c in self.configurations
+            if dataset.arms is None or c.name in dataset.arms
             for seed in seeds
+            if seed is None or c.name in self.seed_arms.get(seed, (c.name,))
         )
         only = seeds[0] if len(seeds) == 1 else None
         return Block(

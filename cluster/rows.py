@@ -137,6 +137,7 @@ def likelihood_row(
         "num_tokens": score.num_tokens,
         "num_bytes": score.num_bytes,
         "nats": score.nats,
+        "is_greedy": score.is_greedy,
     }
 
 

@@ -103,6 +103,12 @@ LIKELIHOODS = [
     Column("num_tokens", INT, "tokens of the continuation, configuration's vocabulary", True),
     Column("num_bytes", INT, "UTF-8 bytes of the continuation", True),
     Column("nats", FLOAT, "-ln p(continuation | prompt), teacher-forced", True),
+    Column(
+        "is_greedy",
+        pa.bool_(),
+        "each token of the continuation, cut as it was scored, was the likeliest one",
+        True,
+    ),
     Column("error", TEXT, "why the row failed; metrics are null then", True),
     *_CIRCUMSTANCES[:3],
 ]

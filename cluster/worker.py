@@ -111,6 +111,32 @@ class Worker:
             self._prefixes.clear()
         return [receipt for receipt in receipts if receipt["key"] in set(keys)]
 
+    def replay(self, block: str, key: str, prompt_id: str) -> list[Mapping[str, Any]]:
+        """The rows of one prompt in the cell `key`, made again among the same others, uncommitted.
+
+        What runs beside a sequence can change its last bits, so the cell's other prompts are run as
+        far as needed.
+        """
+        todo = Block.model_validate_json(block)
+        (cells,) = self._groups(todo, {key})
+        cell = next(cell for cell in cells if cell.key == key)
+        arm = self.arms[cell.configuration]
+        around = self._around(arm, "replay", order=0)
+        prompt = next(p for p in self._rows(cell) if p["prompt_id"] == prompt_id)
+        arm.engine.prefixes = None
+        if todo.kind == "likelihoods":
+            return self._score([prompt], cell, arm, around)
+        made: dict[tuple[int, str], Completion] = {}
+        if prompt["error"] is None:
+            arm.engine.prefixes = self._prefix_store(arm)
+            requests = self._requests(cells)
+            self._share(arm.engine, requests)
+            for completion in arm.engine.generate(requests):
+                made[completion.request.seed, completion.request.prompt_id] = completion
+                if (cell.seed or 0, prompt_id) in made:
+                    break
+        return [self._row(prompt, cell, made, around)]
+
     def _groups(self, block: Block, keys: set[str]) -> list[list[Cell]]:
         """The cells that one call of an engine runs together.
 
@@ -128,16 +154,7 @@ class Worker:
         self, cells: list[Cell], order: int, attempt: str, block: Block
     ) -> list[dict[str, Any]]:
         arm = self.arms[cells[0].configuration]
-        around = Circumstances(
-            run_id=self.plan.run_id,
-            attempt=attempt,
-            worker=self.name,
-            node=self.node,
-            device=self.device,
-            order_in_block=order,
-            batch_size=arm.configuration.batch_size,
-            warmup=not arm.is_warm,
-        )
+        around = self._around(arm, attempt, order)
         started_at, load_average = datetime.now(UTC), os.getloadavg()[0]
         arm.engine.reset_stats()
         start = perf_counter()
@@ -145,7 +162,7 @@ class Worker:
             rows, wall_s, prefix_s = self._generate(cells, arm, around)
         else:
             arm.engine.prefixes = None
-            rows = [self._score(cell, arm, around) for cell in cells]
+            rows = [self._score(self._rows(cell), cell, arm, around) for cell in cells]
             wall_s, prefix_s = perf_counter() - start, 0.0
         common = {
             "block": block.index,
@@ -162,6 +179,18 @@ class Worker:
             asdict(self.results.commit(cell, own, cell_facts(cell, own, around) | common))
             for cell, own in zip(cells, rows, strict=True)
         ]
+
+    def _around(self, arm: Arm, attempt: str, order: int) -> Circumstances:
+        return Circumstances(
+            run_id=self.plan.run_id,
+            attempt=attempt,
+            worker=self.name,
+            node=self.node,
+            device=self.device,
+            order_in_block=order,
+            batch_size=arm.configuration.batch_size,
+            warmup=not arm.is_warm,
+        )
 
     def _prefix_store(self, arm: Arm) -> PrefixStore | None:
         """Where a call of the arm finds prompts that were prefilled before."""
@@ -184,7 +213,7 @@ class Worker:
     ) -> tuple[list[list[Mapping[str, Any]]], float, float]:
         """Each cell's rows in the order of the prompts; seconds of the call, and of prefixes."""
         prompts = self._rows(cells[0])
-        requests = [self._request(p, cell) for p in prompts if p["error"] is None for cell in cells]
+        requests = self._requests(cells)
         engine = arm.engine
         engine.prefixes = self._prefix_store(arm)
         prefix_s = self._share(engine, requests)
@@ -208,8 +237,12 @@ class Worker:
             engine.lm.meter.reset()
         return perf_counter() - start
 
+    def _requests(self, cells: list[Cell]) -> list[Request]:
+        prompts = self._rows(cells[0])
+        return [self._request(p, cell) for p in prompts if p["error"] is None for cell in cells]
+
     def _request(self, prompt: Mapping[str, Any], cell: Cell) -> Request:
-        generation = self.plan.generation
+        generation = self.plan.generation_of(cell.dataset)
         params = SamplingParams(
             temperature=generation.temperature,
             top_p=generation.top_p,
@@ -239,9 +272,11 @@ class Worker:
             completion_ids=self.plan.generation.completion_ids,
         )
 
-    def _score(self, cell: Cell, arm: Arm, around: Circumstances) -> list[Mapping[str, Any]]:
+    def _score(
+        self, prompts: list[dict[str, Any]], cell: Cell, arm: Arm, around: Circumstances
+    ) -> list[Mapping[str, Any]]:
         rows: list[Mapping[str, Any]] = []
-        for p in self._rows(cell):
+        for p in prompts:
             if p["error"] is not None:
                 continue
             candidates = [(-1, p["target"]), *enumerate(p["choices"] or [])]
