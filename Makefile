@@ -28,7 +28,7 @@ demo: $(STAMP)
 		--tune-mib 0.5 --bfloat16 --trained-layers all --cpus 2 --out $(DEMO)/vocabulary
 	$(PREPARE_LAROSA) --model $(DEMO)/vocabulary --out $(DEMO)/larosa/adapted
 	$(PREPARE_LAROSA) --model $(DEMO)/vocabulary/tuned --out $(DEMO)/larosa/tuned
-	$(BIN)/optrial evaluate examples/demo.yaml
+	$(BIN)/optrial evaluate examples/demo.yaml --claims authors --no-gate
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m 'not slow'

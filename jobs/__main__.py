@@ -9,13 +9,18 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
+from jobs.answer_commands import register
 from jobs.console import console
 from optim.errors import InputError
+
+if TYPE_CHECKING:
+    from cluster.results import Results
+    from jobs.claims import Checked
 
 app = typer.Typer(
     name="optrial",
@@ -26,10 +31,16 @@ app = typer.Typer(
 )
 
 Directory = Annotated[str, typer.Argument(help="The output of a trial: a folder or URL.")]
+Claims = Annotated[
+    str | None,
+    typer.Option(help="Check the claims in a YAML file, or `authors`: those of the methods."),
+]
+Gate = Annotated[bool, typer.Option(help="Exit with 1 where a claim is refuted.")]
 prepare_app = typer.Typer(
     help="Make the artifact that an optimisation needs.", no_args_is_help=True
 )
 app.add_typer(prepare_app, name="prepare")
+register(app)
 
 
 @app.command()
@@ -45,6 +56,8 @@ def evaluate(
     max_row_errors: Annotated[
         int | None, typer.Option(help="Exit with 1 where more rows than this have an error.")
     ] = None,
+    claims: Claims = None,
+    gate: Gate = True,
 ) -> None:
     """Run a trial, or what is missing of it, and print its report."""
     from jobs.evaluate import evaluate as run
@@ -74,23 +87,67 @@ def evaluate(
         out.print(f"[red]{outcome.errors} rows have an error[/red], {max_row_errors} are allowed")
     if too_many or not outcome.is_complete:
         raise typer.Exit(1)
+    _close_with_claims(_checked(results, claims), gate=gate)
 
 
 @app.command()
 def report(
     directory: Directory,
     as_json: Annotated[bool, typer.Option("--json", help="The same numbers as JSON.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="Write one page that works offline, instead of printing.")
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(help="Write Markdown, instead of printing.")
+    ] = None,
+    claims: Claims = None,
+    gate: Gate = True,
 ) -> None:
-    """Print what a trial found: each configuration, and its paired difference."""
+    """Print what a trial found: verdicts, differences, and each configuration's figures."""
     from cluster.results import Results
-    from jobs.report import report as show
-    from jobs.report import report_data
+    from jobs.report import print_report
+    from jobs.report_data import report_data
+    from jobs.tables import update_tables
 
     results = Results(directory)
+    checked = _checked(results, claims)
+    data = None if html and not (as_json or markdown) else report_data(results)
+    if (problem := update_tables(results, data)) is not None:
+        Console(stderr=True, soft_wrap=True).print(problem, style="yellow", markup=False)
+    if html is not None:
+        from jobs.page import write_page
+
+        write_page(results, html)
+    if markdown is not None:
+        from jobs.report_markdown import write_markdown
+
+        write_markdown(data or {}, markdown)
     if as_json:
-        typer.echo(json.dumps(report_data(results), indent=1))
-    else:
-        show(results, console())
+        from jobs.claims_table import claims_data
+
+        shown = data if checked is None else {**(data or {}), "claims": claims_data(checked)}
+        typer.echo(json.dumps(shown, indent=1))
+    elif data is not None and html is None and markdown is None:
+        print_report(data, console())
+    _close_with_claims(checked, gate=gate, quiet=as_json)
+
+
+def _checked(results: Results, path: str | None) -> list[Checked] | None:
+    from jobs.claims_table import checked_claims
+
+    return None if path is None else checked_claims(results, path)
+
+
+def _close_with_claims(checked: list[Checked] | None, *, gate: bool, quiet: bool = False) -> None:
+    """Print the answers; exit code 1 where a claim is refuted, for a gate in CI."""
+    from jobs.claims_table import any_refuted, print_claims
+
+    if checked is None:
+        return
+    if not quiet:
+        print_claims(checked, console())
+    if gate and any_refuted(checked):
+        raise typer.Exit(1)
 
 
 @app.command()

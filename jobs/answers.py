@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 from jobs.analysis.intervals import NO_SPREAD
 from jobs.comparison import Comparison, MetricEffect
+from jobs.verdicts import Judged
 from jobs.wording import interval_text, percent_text, plural
 
 
-def headline_answer(comparisons: Sequence[Comparison]) -> str:
+def headline_answer(judged: Sequence[Judged]) -> str:
     """Did anything change? Texts, then time, over all comparisons, in one line."""
-    compared = [c for c in comparisons if c.texts.compared]
+    compared = [j.comparison for j in judged if j.comparison.texts.compared]
     if not compared:
         return "Did anything change? There is nothing to compare yet."
     differing = [c.configuration for c in compared if c.texts.differing]
@@ -60,7 +61,7 @@ def answer(comparison: Comparison) -> str:
             continue
         # Equal texts already say that tokens are equal.
         if not (name == "completion_tokens" and found.effect.identical):
-            parts.append(f"{noun} {_effect_phrase(found)}")
+            parts.append(f"{noun} {effect_phrase(found)}")
     return start + "; ".join(parts) + "."
 
 
@@ -86,7 +87,8 @@ def _texts_sentence(comparison: Comparison) -> str:
     return counted
 
 
-def _effect_phrase(found: MetricEffect) -> str:
+def effect_phrase(found: MetricEffect) -> str:
+    """A change with its interval, or why it has none."""
     effect = found.effect
     if effect.identical:
         return "exactly the same"

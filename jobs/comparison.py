@@ -140,7 +140,7 @@ def _per(metric: Metric, prompts: PairedPrompts) -> MetricEffect:
 
 
 def _rate(metric: Metric, cells: PairedCells) -> MetricEffect:
-    amounts, times = cells.values[metric.amount], cells.values["wall_s"]
+    amounts, times = (cells.values[name] for name in metric.totals)
     effect = rate_effect((amounts[0], times[0]), (amounts[1], times[1]), cells.shards)
     effect = _guarded(effect, amounts[0], amounts[1], cells.shards)
     rates = [_rate_of(amount, time) for amount, time in zip(amounts, times, strict=True)]

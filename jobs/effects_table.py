@@ -1,18 +1,23 @@
-"""`tables/effects.parquet`: every effect of every comparison, one row each."""
+"""`tables/effects.parquet`: one row per comparison, metric and statistic."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cluster.results import Results
 from cluster.schema import FLOAT, INT, TEXT, Column
-from jobs.findings import comparisons, effect_rows
+from jobs.findings import read_findings
 from jobs.query import connect
+from jobs.report_data import effect_rows
+from jobs.table_files import VERSION, write_rows
 
 EFFECTS_FILE = "tables/effects.parquet"
 
 EFFECTS = [
+    VERSION,
     Column("configuration", TEXT, "the configuration that is compared"),
     Column("vs", TEXT, "its reference"),
     Column("metric", TEXT, "as in the report; times in seconds, memory in bytes"),
@@ -28,20 +33,46 @@ EFFECTS = [
     Column("reason", TEXT, "why there is no estimate or no interval"),
     Column("identical", pa.bool_(), "every pair is exactly equal"),
     Column("num_left_out", INT, "pairs that could not be used"),
+    Column("se", FLOAT, "standard error: of the log of 1 + estimate, or of the difference"),
+    Column("df", INT, "degrees of freedom of the interval"),
+    Column("p", FLOAT, "sign-flip p that there is no effect; not adjusted"),
+    Column("log_estimate", FLOAT, "the estimate on the scale of `se`"),
+    Column(
+        "verdict",
+        TEXT,
+        "better, worse, higher, lower, equivalent, exactly equal, inconclusive "
+        "or withheld; null where none is given, as of geometric means and repeats",
+    ),
+    Column("family", TEXT, "primary or exploratory"),
+    Column("margin", FLOAT, "δ of the verdict: a fraction, or in the metric's own unit"),
+    Column("p_adjusted", FLOAT, "p adjusted over its family"),
+    Column("equivalence_p_adjusted", FLOAT, "adjusted p that the difference is ±δ or more"),
+    Column("mde", FLOAT, "smallest difference that is found with the power asked for"),
+    Column("verdict_reason", TEXT, "why there is no verdict, or why it is withheld"),
+    Column("more_prompts", INT, "further prompts that would settle an open primary verdict"),
+    Column("more_seeds", INT, "further seeds that would, instead"),
     Column("statement", TEXT, "what the numbers say, short of a verdict"),
 ]
 
 
-def write_effects(results: Results) -> None:
-    """Write `tables/effects.parquet` over what was there."""
+def write_effects(results: Results, rows: Sequence[Mapping[str, Any]] | None = None) -> None:
+    """Write `tables/effects.parquet` over what was there; `rows` where they are known already."""
+    write_rows(results.store, EFFECTS_FILE, EFFECTS, _read(results) if rows is None else rows)
+
+
+def rows_of_report(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows that a report's data holds, as `effect_rows` gives them."""
+    return [
+        {"configuration": comparison["configuration"], "vs": comparison["vs"], **effect}
+        for comparison in data["comparisons"]
+        for effect in comparison["effects"]
+    ]
+
+
+def _read(results: Results) -> list[dict[str, Any]]:
     plan = results.plan()
     connection = connect(results)
     try:
-        rows = effect_rows(comparisons(connection, plan))
+        return effect_rows(read_findings(connection, plan))
     finally:
         connection.close()
-    fields = [pa.field(c.name, c.type, metadata={"meaning": c.meaning}) for c in EFFECTS]
-    sink = pa.BufferOutputStream()
-    table = pa.Table.from_pylist(rows, schema=pa.schema(fields))
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    results.store.replace(EFFECTS_FILE, sink.getvalue().to_pybytes())

@@ -23,11 +23,10 @@ from cluster.progress import Progress, ProgressFile
 from cluster.results import MANIFEST, PROMPTS_FILE, SUCCESS, Results, write_prompts
 from cluster.scheduler import Outcome, Scheduler, preflight
 from cluster.storage import LocalStore
-from jobs.effects_table import write_effects
 from jobs.planning import describe_difference, make_plan
 from jobs.ray_session import ray_session, terminated_as_interrupted
-from jobs.spec import read_spec
-from jobs.summary import write_summary
+from jobs.spec import TrialSpec, read_spec
+from jobs.tables import write_tables
 from optim.errors import InputError
 
 PACKAGES = ("optrial", "ray", "torch", "transformers", "tokenizers", "datasets", "pyarrow")
@@ -37,7 +36,7 @@ OnStage = Callable[[str], None]
 
 
 def evaluate(
-    spec_path: Path | str,
+    spec: TrialSpec | Path | str,
     *,
     output: str | None = None,
     address: str | None = None,
@@ -47,14 +46,16 @@ def evaluate(
 ) -> tuple[Results, Outcome]:
     """Run a trial, or what is missing of it; returns its results and what the run came to.
 
-    `output` overrides the spec's; `address` is a running Ray cluster's, else RAY_ADDRESS, else Ray
-    is started on this machine. Raises InputError for what a person can mend.
+    `spec` is one, or the YAML file of one; `output` overrides the spec's; `address` is a running
+    Ray cluster's, else RAY_ADDRESS, else Ray is started on this machine. Raises InputError for
+    what a person can mend.
     """
     on_stage("reading the spec and the prompts")
-    spec = read_spec(spec_path)
+    source = "the command line" if isinstance(spec, TrialSpec) else str(spec)
+    spec = spec if isinstance(spec, TrialSpec) else read_spec(spec)
     if output is not None:
         spec = spec.model_copy(update={"output": output})
-    plan, prompts = make_plan(spec, str(spec_path))
+    plan, prompts = make_plan(spec, source)
     results = Results(plan.output)
     is_new = _check_output(results, plan)
     worker = {} if remote_worker is None else {"remote_worker": remote_worker}
@@ -86,8 +87,7 @@ def evaluate(
 def _finish(results: Results, outcome: Outcome, on_stage: OnStage) -> Outcome:
     if outcome.cells_done and not (outcome.is_complete and results.store.exists(SUCCESS)):
         on_stage("summarising")
-        write_summary(results)
-        write_effects(results)
+        write_tables(results)
         if outcome.is_complete:
             counts = {"cells": outcome.cells_total, "completed_at": _now()}
             results.store.replace(SUCCESS, json.dumps(counts).encode())

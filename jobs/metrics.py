@@ -40,9 +40,9 @@ class Metric:
         return self.source != "quality"
 
     @property
-    def amount(self) -> str:
-        """Of a rate: the cell's total that is divided by its wall time."""
-        return _AMOUNTS[self.name]
+    def totals(self) -> tuple[str, str]:
+        """Of a rate: the cell's total, and the one that it is divided by."""
+        return _RATES[self.name]
 
     @property
     def parts(self) -> tuple[str, str]:
@@ -54,11 +54,17 @@ class Metric:
         """Whether the rows of a cell share its noise, and a cold engine's rows have none of it."""
         return self.source in ("time", "rate") or self.name.startswith("e2e_s")
 
+    @property
+    def is_memory(self) -> bool:
+        return self.name.startswith("kv_")
 
-_AMOUNTS = {
-    "completion_bytes_per_s": "completion_bytes",
-    "base_tokens_per_s": "base_completion_tokens",
-    "kv_committed_mean_bytes": "kv_committed_byte_s",
+
+_RATES = {
+    "completion_bytes_per_s": ("completion_bytes", "wall_s"),
+    "base_tokens_per_s": ("base_completion_tokens", "wall_s"),
+    "kv_committed_mean_bytes": ("kv_committed_byte_s", "wall_s"),
+    "device_s_per_byte": ("wall_s", "completion_bytes"),
+    "kv_byte_s_per_byte": ("kv_committed_byte_s", "completion_bytes"),
 }
 
 _PER = {
@@ -69,6 +75,7 @@ _PER = {
 METRICS = (
     Metric("prompt_tokens", "prompt tokens", number_text, "row", margin=0.01),
     Metric("completion_tokens", "completion tokens", number_text, "row"),
+    Metric("total_tokens", "prompt and completion tokens", number_text, "row"),
     Metric(
         "tokens_per_base_token",
         "· tokens per base token",
@@ -113,10 +120,21 @@ METRICS = (
         direction="higher",
         margin=0.03,
     ),
+    Metric("device_s_per_byte", "device time per byte", duration_text, "rate", margin=0.03),
     Metric("kv_committed_peak_bytes", "KV memory held, peak", bytes_text, "peak"),
     Metric("kv_committed_mean_bytes", "KV memory held, mean", bytes_text, "rate"),
+    Metric("kv_byte_s_per_byte", "KV byte-seconds per byte", number_text, "rate", margin=0.03),
     Metric("bits_per_byte", "bits per byte of targets", number_text, "quality", margin=0.01),
 )
+
+_SUMS = {"total_tokens": ("prompt_tokens", "completion_tokens")}
+
+
+def column(name: str, side: str = "") -> str:
+    """The SQL of a row's value, of the table that `side` names."""
+    start = f"{side}." if side else ""
+    return " + ".join(start + part for part in _SUMS.get(name, (name,)))
+
 
 Described = dict[str, dict[str, Any]]
 """Configuration -> n, mean, p50, p95 of one metric."""
@@ -145,9 +163,8 @@ def describe(connection: duckdb.DuckDBPyConnection, metric: Metric) -> Described
 def _selection(metric: Metric) -> tuple[str, str, str]:
     """The value's expression, its mean's, and the rows that it is taken from."""
     if metric.source == "rate":
-        amount = metric.amount
-        value = f"{amount} / nullif(wall_s, 0)"
-        return value, f"sum({amount}) / nullif(sum(wall_s), 0)", _CELLS
+        above, below = metric.totals
+        return f"{above} / nullif({below}, 0)", f"sum({above}) / nullif(sum({below}), 0)", _CELLS
     if metric.source == "peak":
         return metric.name, f"avg({metric.name})", _CELLS
     if metric.source == "per":
@@ -160,7 +177,8 @@ def _selection(metric: Metric) -> tuple[str, str, str]:
         condition = "candidate = -1 AND error IS NULL AND num_bytes > 0"
         return value, f"avg({value})", f"likelihoods WHERE {condition}"
     warm = " AND NOT coalesce(warmup, false)" if metric.source == "time" else ""
-    return metric.name, f"avg({metric.name})", f"generations WHERE error IS NULL{warm}"
+    value = column(metric.name)
+    return value, f"avg({value})", f"generations WHERE error IS NULL{warm}"
 
 
 _CELLS = "cells WHERE kind = 'generations'"

@@ -11,8 +11,11 @@ from typing import Any
 
 import duckdb
 
+from jobs.metrics import column
+
 ROW_METRICS = (
-    "prompt_tokens", "completion_tokens", "base_completion_tokens", "completion_bytes",
+    "prompt_tokens", "completion_tokens", "total_tokens", "base_completion_tokens",
+    "completion_bytes",
 )  # fmt: skip
 TIME_METRICS = ("ttft_s", "tpot_s", "e2e_s")
 
@@ -53,7 +56,8 @@ def paired_prompts(
     metrics += [(m, " AND NOT coalesce(r.warmup, false) AND NOT coalesce(o.warmup, false)")
                 for m in TIME_METRICS]  # fmt: skip
     means = ", ".join(
-        f"avg({side}.{m}) FILTER (r.{m} IS NOT NULL AND o.{m} IS NOT NULL{condition})"
+        f"avg({column(m, side)}) FILTER ({column(m, 'r')} IS NOT NULL AND "
+        f"{column(m, 'o')} IS NOT NULL{condition})"
         for m, condition in metrics
         for side in ("r", "o")
     )
@@ -72,7 +76,7 @@ def paired_prompts(
         [configuration, reference],
     ).fetchall()
     return PairedPrompts(
-        clusters=[_cluster(row[0], row[1], row[2]) for row in rows],
+        clusters=[cluster_of(row[0], row[1], row[2]) for row in rows],
         shards=[(row[0], row[3]) for row in rows],
         means={m: _columns(rows, 4 + 2 * i) for i, (m, _) in enumerate(metrics)},
     )
@@ -134,7 +138,7 @@ def paired_likelihoods(
         [configuration, reference],
     ).fetchall()
     return PairedPrompts(
-        clusters=[_cluster(row[0], row[1], row[2]) for row in rows],
+        clusters=[cluster_of(row[0], row[1], row[2]) for row in rows],
         shards=[(row[0], row[3]) for row in rows],
         means={"bits_per_byte": _columns(rows, 4)},
     )
@@ -161,6 +165,7 @@ def _columns(
     return [row[first] for row in rows], [row[first + 1] for row in rows]
 
 
-def _cluster(dataset: str, prompt_id: str, cluster: str | None) -> tuple[str, str]:
+def cluster_of(dataset: str, prompt_id: str, cluster: str | None) -> tuple[str, str]:
+    """A prompt's group of dependent prompts; itself where there is none."""
     # The prefixes keep a prompt's id from meeting a cluster's name.
     return dataset, f"prompt {prompt_id}" if cluster is None else f"cluster {cluster}"

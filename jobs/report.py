@@ -12,26 +12,29 @@ from rich.text import Text
 from cluster.results import Results
 from jobs.analysis.effects import Effect
 from jobs.analysis.intervals import NO_SPREAD
-from jobs.effects_table import write_effects
-from jobs.findings import report_data
 from jobs.metrics import METRICS, Metric
+from jobs.report_data import report_data
+from jobs.verdict_tables import attribution_table, verdict_notes, verdict_tables
 from jobs.wording import interval_text, number_text, percent_text, plural
 
 # So that the tables of several comparisons line up below one another, within 100 columns.
 _LABEL_WIDTH = max(len(metric.label) for metric in METRICS)
 _NUMBER_WIDTH, _INTERVAL_WIDTH = 9, 18
 
-__all__ = ["report", "report_data", "write_effects"]
-
 
 def report(results: Results, console: Console) -> None:
-    """Print what a trial found: answers, differences, then each configuration's own figures."""
-    data = report_data(results)
+    """Print what a trial found: verdicts, answers, differences, each configuration's figures."""
+    print_report(report_data(results), console)
+
+
+def print_report(data: dict[str, Any], console: Console) -> None:
+    """Print what `report_data` gives."""
     _print(console, data["answer"], style="bold")
     _print(console, _headline(data["trial"]))
     for line in _progress(data["trial"]):
         _print(console, line, style="yellow")
     if data["trial"]["rows"]:
+        _print_verdicts(data, console)
         console.print()
         for comparison in data["comparisons"]:
             _print(console, "• " + comparison["answer"])
@@ -40,6 +43,19 @@ def report(results: Results, console: Console) -> None:
         _print_tables(data, console)
     for note in data["notes"]:
         _print(console, note, style="yellow")
+
+
+def _print_verdicts(data: dict[str, Any], console: Console) -> None:
+    if data["verdicts"]:
+        console.print()
+        for verdicts in verdict_tables(data):
+            console.print(verdicts)
+        for line in verdict_notes(data):
+            _print(console, line, style="dim")
+    table = attribution_table(data)
+    if table is not None:
+        console.print()
+        console.print(table)
 
 
 def _print_tables(data: dict[str, Any], console: Console) -> None:
@@ -156,22 +172,20 @@ def _scores_table(scores: list[dict[str, Any]]) -> Table:
 def _configurations_table(configurations: list[dict[str, Any]]) -> Table:
     """Rows grouped by metric, so that the configurations stand below one another."""
     table = _table("Each configuration")
-    table.add_column("metric", no_wrap=True)
-    table.add_column("configuration", overflow="fold")
+    table.add_column("", no_wrap=True)
     for heading in ("n", "mean", "median", "p95"):
         table.add_column(heading, justify="right", no_wrap=True)
+    table.add_row(Text("rows (errors)", style="bold"))
     for row in configurations:
-        label = "rows (errors)" if row is configurations[0] else ""
-        table.add_row(label, Text(row["configuration"]), f"{row['rows']:,} ({row['num_errors']:,})")
+        counts = f"{row['rows']:,} ({row['num_errors']:,})"
+        table.add_row(Text(f"  {row['configuration']}"), counts)
     for metric in METRICS:
         rows = [row for row in configurations if metric.name in row["metrics"]]
-        table.add_section()
+        if rows:
+            table.add_section()
+            table.add_row(Text(metric.label, style="bold"))
         for row in rows:
             values = row["metrics"][metric.name]
-            table.add_row(
-                metric.label if row is rows[0] else "",
-                Text(row["configuration"]),
-                f"{values['n']:,}",
-                *(metric.show(values[name]) for name in ("mean", "p50", "p95")),
-            )
+            shown = (metric.show(values[name]) for name in ("mean", "p50", "p95"))
+            table.add_row(Text(f"  {row['configuration']}"), f"{values['n']:,}", *shown)
     return table

@@ -10,11 +10,13 @@ NOTHING = "–"
 
 
 def number_text(value: float | None, *, sign: bool = False) -> str:
-    """Four significant digits at most, thousands separated."""
+    """Four significant digits at most, thousands separated; what is tiny as a power of ten."""
     if value is None or not math.isfinite(value):
         return NOTHING
     if value == 0:
         return "0"
+    if abs(value) < 1e-4:
+        return f"{value:{'+' if sign else ''}.1e}"
     digits = max(0, 3 - math.floor(math.log10(abs(value))))
     return f"{value:{'+' if sign else ''},.{min(digits, 4)}f}"
 
@@ -58,6 +60,18 @@ def interval_text(effect: Effect, *, relative: bool = False, sign: bool = True) 
         return f"[{low}, {high}] %"
     low, high = number_text(effect.low, sign=sign), number_text(effect.high, sign=sign)
     return f"[{low}, {high}]"
+
+
+def relative_bounds(
+    estimate: float | None, low: float | None, high: float | None, *, relative: bool
+) -> str:
+    """`estimate [low, high]`, in percent where it is relative."""
+    shown = percent_text(estimate) if relative else number_text(estimate, sign=True)
+    if low is None or high is None:
+        return shown
+    bounds = [percent_text(b).removesuffix(" %") if relative else number_text(b, sign=True)
+              for b in (low, high)]  # fmt: skip
+    return f"{shown} [{bounds[0]}, {bounds[1]}]" + (" %" if relative else "")
 
 
 def plural(count: int, noun: str) -> str:

@@ -21,7 +21,7 @@ from cluster.scheduler import Outcome
 from cluster.schema import deterministic_columns
 from jobs.cells import CELLS, cells_table
 from jobs.evaluate import evaluate
-from jobs.findings import report_data
+from jobs.report_data import report_data
 from optim.errors import InputError
 from optim.larosa.artifact import Artifact
 from optim.larosa.preparation import LarosaPreparation

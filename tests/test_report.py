@@ -16,7 +16,8 @@ from trial_results import FASTER, FEWER, configurations, make_results
 from cluster.plan import Cell, Configuration, OptimizationSettings
 from cluster.results import Results, write_prompts
 from jobs.effects_table import EFFECTS, EFFECTS_FILE, write_effects
-from jobs.report import report, report_data
+from jobs.report import report
+from jobs.report_data import report_data
 
 
 def printed(results: Results, width: int = 100) -> str:
@@ -226,7 +227,8 @@ def test_memory_that_needs_a_word_gets_one(tmp_path: Path) -> None:
             facts |= {"kv_books_bytes": 4096, "kv_system_bytes": 4096}
 
     results = make_results(tmp_path / "out", edit=edit)
-    [shared, short, audit] = report_data(results)["notes"]
+    notes = report_data(results)["notes"]
+    [shared, short, audit] = [note for note in notes if not note.startswith("False alarms")]
     cells = 2 * 8 * 2
     assert shared.startswith(f"Prompts were shared: {2 * cells} of 384 rows")
     assert f"({cells} by copying it)" in shared

@@ -115,6 +115,7 @@ def _cell(
     ]
     facts = cell.model_dump(mode="json") | {
         "rows": len(rows),
+        "num_errors": 0,
         "wall_s": float(sum(row.get("e2e_s", 0.01) for row in rows)) / 4,
         "completion_tokens": sum(row.get("completion_tokens", 0) for row in rows),
         "base_completion_tokens": sum(row.get("base_completion_tokens", 0) for row in rows),

@@ -1,0 +1,163 @@
+"""What each factor of a trial does: main effects, interactions and Shapley shares.
+
+A factor is what is on in some configurations and off in others: a factor of the spec at two levels,
+or an optimisation where configurations are listed. Only a full factorial can be taken apart: where
+a combination is missing, it is named and nothing is estimated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import duckdb
+import numpy as np
+
+from cluster.plan import Configuration, Plan
+from jobs.aligned import aligned
+from jobs.analysis.factorial import Contrast, Share, contrasts, shapley
+from jobs.analysis.intervals import Floats
+from jobs.judgement import Judgement
+from jobs.metrics import METRICS, Metric
+
+TOKENS = ("completion_tokens", "tokens_per_base_token", "base_completion_tokens")
+_FEWEST_CLUSTERS = 2
+
+
+@dataclass(frozen=True)
+class Design:
+    """The configurations of a factorial, by the factors that are on in each."""
+
+    factors: dict[str, tuple[str, str]]
+    """Factor -> what it is when off, and when on."""
+    cells: dict[frozenset[str], str]
+    """Factors that are on -> the configuration."""
+    missing: tuple[frozenset[str], ...] = ()
+    left_out: tuple[str, ...] = ()
+    """Configurations that are no part of it."""
+    reason: str | None = None
+    """Why nothing can be attributed; None where all of it can."""
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """One metric taken apart, on the logs of ratios or in the metric's own unit."""
+
+    metric: Metric
+    contrasts: tuple[Contrast, ...]
+    shares: tuple[Share, ...]
+    num_clusters: int
+    reason: str | None = None
+
+
+def design_of(plan: Plan) -> Design:
+    """The factorial that a plan's configurations make up, if they do."""
+    arms = [c for c in plan.configurations if c.duplicate_of is None]
+    with_levels = [c for c in arms if c.levels]
+    return _by_levels(arms, with_levels) if with_levels else _by_optimizations(arms)
+
+
+def _by_levels(arms: Sequence[Configuration], crossed: Sequence[Configuration]) -> Design:
+    reference = next((c for c in crossed if c.vs is None), crossed[0])
+    levels: dict[str, list[str]] = {}
+    for configuration in crossed:
+        for factor, level in configuration.levels.items():
+            if level not in levels.setdefault(factor, []):
+                levels[factor].append(level)
+    several = [factor for factor, names in levels.items() if len(names) > 2]
+    if several:
+        reason = f"`{several[0]}` has {len(levels[several[0]])} levels: attribution is of two"
+        return Design({}, {}, reason=reason)
+    off = reference.levels
+    factors = {
+        factor: (off[factor], next(name for name in names if name != off[factor]))
+        for factor, names in levels.items()
+        if len(names) == 2
+    }
+    cells = {
+        frozenset(f for f in factors if c.levels[f] != off[f]): c.name
+        for c in crossed
+        if all(c.levels.get(f) in pair for f, pair in factors.items())
+    }
+    return _checked(factors, cells, arms)
+
+
+def _by_optimizations(arms: Sequence[Configuration]) -> Design:
+    """Listed configurations: an optimisation, with one group of settings, is a factor."""
+    engine = {(c.batch_size, c.cache, c.prefill_chunk) for c in arms}
+    settings: dict[str, set[str]] = {}
+    for configuration in arms:
+        for chosen in configuration.optimizations:
+            settings.setdefault(chosen.name, set()).add(chosen.model_dump_json())
+    several = [name for name, found in settings.items() if len(found) > 1]
+    if several or len(engine) > 1:
+        what = f"`{several[0]}` has several settings" if several else "engine settings differ"
+        return Design({}, {}, reason=f"{what}: declare `factors` for an attribution")
+    factors = dict.fromkeys(settings, ("off", "on"))
+    cells = {frozenset(o.name for o in c.optimizations): c.name for c in arms}
+    return _checked(factors, cells, arms)
+
+
+def _checked(
+    factors: dict[str, tuple[str, str]],
+    cells: dict[frozenset[str], str],
+    arms: Sequence[Configuration],
+) -> Design:
+    if len(factors) < 2:
+        return Design(factors, cells, reason="there is one factor: its effect is the comparison's")
+    names = list(factors)
+    wanted = [
+        frozenset(chosen) for size in range(len(names) + 1) for chosen in combinations(names, size)
+    ]
+    missing = tuple(on for on in wanted if on not in cells)
+    left_out = tuple(c.name for c in arms if c.name not in cells.values())
+    reason = None
+    if missing:
+        shown = "; ".join(" + ".join(sorted(on)) or "none of them" for on in missing)
+        reason = f"the factorial is not full; combinations that are missing: {shown}"
+    return Design(factors, cells, missing, left_out, reason)
+
+
+def attributions(
+    connection: duckdb.DuckDBPyConnection, design: Design, judgement: Judgement
+) -> list[Attribution]:
+    """One per primary metric and per part of a token difference; none without a full factorial."""
+    if design.reason is not None:
+        return []
+    names = dict.fromkeys((*judgement.primary, *TOKENS, "prompt_tokens"))
+    return [_attribution(connection, design, m) for m in METRICS if m.name in names]
+
+
+def _attribution(
+    connection: duckdb.DuckDBPyConnection, design: Design, metric: Metric
+) -> Attribution:
+    found = aligned(connection, metric, list(design.cells.values()))
+    size = len(found.clusters)
+    if size < _FEWEST_CLUSTERS:
+        reason = (
+            "no unit was completed by all of its configurations"
+            if not size
+            else ("one unit alone says nothing of the spread")
+        )
+        return Attribution(metric, (), (), size, reason)
+    totals = {on: found.totals[name] for on, name in design.cells.items()}
+    if metric.is_relative and any((each.sum(axis=1) <= 0).any() for each in totals.values()):
+        return Attribution(metric, (), (), size, "a total is zero")
+    statistic = log_mean if metric.is_relative else plain_mean
+    factors = list(design.factors)
+    return Attribution(
+        metric,
+        tuple(contrasts(totals, factors, statistic)),
+        tuple(shapley(totals, factors, statistic)),
+        size,
+    )
+
+
+def log_mean(totals: Floats) -> Floats:
+    """log of (sum of amounts / sum of what they are divided by); totals are (above, below)."""
+    return np.asarray(np.log(totals[0]) - np.log(totals[1]), dtype=np.float64)
+
+
+def plain_mean(totals: Floats) -> Floats:
+    return np.asarray(totals[0] / totals[1], dtype=np.float64)

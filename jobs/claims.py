@@ -1,0 +1,272 @@
+"""Claims: what somebody promised of an optimisation, checked against a trial's own intervals.
+
+A claim is supported where its whole interval lies within what it promises, refuted where all of it
+lies outside, and undecided in between; outside its conditions it is not applicable. Intervals are
+each at the claim's own confidence, not adjusted for the number of claims.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import duckdb
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from scipy import stats
+
+from cluster.plan import Configuration, Plan
+from jobs.comparison import Comparison, MetricEffect, cache_name
+from jobs.findings import Findings
+from jobs.metrics import METRICS
+from jobs.verdicts import Judged, main_effects
+from jobs.wording import bytes_text, number_text, percent_text
+from jobs.yaml_files import read_yaml, validated
+from optim.errors import InputError
+
+AUTHORS = "authors"
+"""Names the claims that ship: those of the methods' authors."""
+Answer = Literal["supported", "refuted", "undecided", "not applicable"]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Conditions(_Model):
+    """Where a claim holds; what is left out is not asked for."""
+
+    device: Literal["cpu", "cuda"] | None = None
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    min_weight_bytes: Annotated[float, Field(ge=0)] | None = None
+    """The model's weights, of the reference."""
+    rival: str | None = None
+    """Where the reference keeps keys and values: dynamic, static, …"""
+    datasets: tuple[str, ...] = ()
+    """Text that it is about; the trial may have no other."""
+
+
+class Claim(_Model):
+    """One promise about one metric. Relative changes are fractions: -0.25 is 25 % less."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
+    text: Annotated[str, Field(min_length=1)]
+    """As people say it."""
+    source: str = ""
+    metric: str
+    """As in the report; `texts` for what is written."""
+    configuration: str | None = None
+    """Of the trial; instead of `adds`."""
+    vs: str | None = None
+    adds: tuple[str, ...] = ()
+    """Optimisations that a configuration has and its reference lacks, exactly these."""
+    settings: dict[str, dict[str, Any]] = {}
+    """Optimisation -> settings that it must have."""
+    at_least: float | None = None
+    at_most: float | None = None
+    within: Annotated[float, Field(gt=0)] | None = None
+    """No change, within so much."""
+    identical: Literal[True] | None = None
+    """Exactly the same in every pair."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    conditions: Conditions = Conditions()
+
+    @model_validator(mode="after")
+    def _one_promise(self) -> Claim:
+        if self.metric != "texts" and self.metric not in {m.name for m in METRICS}:
+            raise ValueError(f"there is no metric `{self.metric}`")
+        if (self.configuration is None) == (not self.adds):
+            raise ValueError("name either a `configuration` or what it `adds`")
+        promises = [self.at_least, self.at_most, self.within, self.identical]
+        if all(each is None for each in promises):
+            raise ValueError("promise something: at_least, at_most, within or identical")
+        if self.metric == "texts" and promises != [None, None, None, True]:
+            raise ValueError("of `texts` only `identical: true` can be promised")
+        return self
+
+
+class ClaimsFile(_Model):
+    claims: Annotated[tuple[Claim, ...], Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class Checked:
+    claim: Claim
+    answer: Answer
+    configuration: str | None
+    vs: str | None
+    evidence: str
+    """The numbers that decide, or why none do."""
+
+
+def read_claims(path: str | Path) -> tuple[Claim, ...]:
+    """The claims in a YAML file, or those of the authors; InputError with all that is wrong."""
+    if str(path) == AUTHORS:
+        path = Path(str(files("jobs").joinpath("authors_claims.yaml")))
+    return validated(ClaimsFile, read_yaml(path), path).claims
+
+
+def check_claims(
+    claims: tuple[Claim, ...], found: Findings, connection: duckdb.DuckDBPyConnection
+) -> list[Checked]:
+    """One answer per claim and comparison that it speaks of."""
+    return [each for claim in claims for each in _check(claim, found, connection)]
+
+
+def _check(
+    claim: Claim, found: Findings, connection: duckdb.DuckDBPyConnection
+) -> Iterator[Checked]:
+    pairs = [j for j in found.judged if _speaks_of(claim, found.plan, j.comparison)]
+    if claim.configuration is not None and not pairs:
+        raise InputError(
+            f"the claim `{claim.name}` is about `{claim.configuration}`"
+            + (f" against `{claim.vs}`" if claim.vs else "")
+            + ", which this trial does not compare",
+            source=found.plan.output,
+            field=f"claims.{claim.name}.configuration",
+            mend="Name a configuration of the trial and its reference",
+        )
+    if not pairs:
+        wanted = " + ".join(claim.adds)
+        evidence = f"no configuration differs from its reference by exactly {wanted}"
+        if claim.settings:
+            evidence += " with the claim's settings"
+        yield Checked(claim, "not applicable", None, None, evidence)
+    for judged in pairs:
+        comparison = judged.comparison
+        answer, evidence = _answer(claim, judged, found)
+        unmet = _unmet(claim.conditions, found.plan, comparison, connection)
+        if unmet:
+            answer, evidence = "not applicable", unmet
+        yield Checked(claim, answer, comparison.configuration, comparison.vs, evidence)
+
+
+def _speaks_of(claim: Claim, plan: Plan, comparison: Comparison) -> bool:
+    if comparison.is_duplicate:
+        return False
+    if claim.configuration is not None:
+        return claim.configuration == comparison.configuration and claim.vs in (
+            None, comparison.vs,
+        )  # fmt: skip
+    own = plan.configuration(comparison.configuration)
+    added = _names(own) - _names(plan.configuration(comparison.vs))
+    # The tuned control is what a new vocabulary is compared with: it is no optimisation to add.
+    removed = _names(plan.configuration(comparison.vs)) - _names(own) - {"tuned"}
+    return added == set(claim.adds) and not removed and _has(own, claim.settings)
+
+
+def _names(configuration: Configuration) -> set[str]:
+    return {chosen.name for chosen in configuration.optimizations}
+
+
+def _has(configuration: Configuration, settings: dict[str, dict[str, Any]]) -> bool:
+    own = {chosen.name: chosen.settings for chosen in configuration.optimizations}
+    return all(
+        own.get(name, {}).get(key) == value
+        for name, wanted in settings.items()
+        for key, value in wanted.items()
+    )
+
+
+def _unmet(
+    conditions: Conditions,
+    plan: Plan,
+    comparison: Comparison,
+    connection: duckdb.DuckDBPyConnection,
+) -> str | None:
+    """The first condition that this trial does not meet."""
+    reference = plan.configuration(comparison.vs)
+    row = connection.execute(
+        "SELECT list(DISTINCT device), max(weight_bytes_shared + weight_bytes_private) FROM cells "
+        "WHERE configuration IN (?, ?)",
+        [comparison.configuration, comparison.vs],
+    ).fetchone()
+    devices, weight_bytes = row or ([], None)
+    if conditions.device is not None:
+        kinds = {"cpu" if device == "cpu" else "cuda" for device in devices or []}
+        if kinds != {conditions.device}:
+            return f"it is about {conditions.device}, and this ran on {', '.join(kinds) or '?'}"
+    sizes = {plan.configuration(n).batch_size for n in (comparison.configuration, comparison.vs)}
+    if conditions.batch_size is not None and sizes != {conditions.batch_size}:
+        shown = ", ".join(map(str, sorted(sizes)))
+        return f"it is about batch size {conditions.batch_size}, and this has {shown}"
+    least = conditions.min_weight_bytes
+    if least is not None and (weight_bytes is None or weight_bytes < least):
+        return (
+            f"it is about weights of {bytes_text(least)}, and these have {bytes_text(weight_bytes)}"
+        )
+    if conditions.rival is not None and cache_name(reference) != conditions.rival:
+        return f"its rival is a {conditions.rival} cache, and this one's is {cache_name(reference)}"
+    others = {d.name for d in plan.datasets} - set(conditions.datasets)
+    if conditions.datasets and others:
+        return f"it is about {', '.join(conditions.datasets)}, and this has {', '.join(others)} too"
+    return None
+
+
+def _answer(claim: Claim, judged: Judged, all_found: Findings) -> tuple[Answer, str]:
+    comparison = judged.comparison
+    if claim.metric == "texts":
+        return _texts_answer(comparison, all_found)
+    found = next((e for e in main_effects(comparison) if e.metric.name == claim.metric), None)
+    if found is None or found.effect.estimate is None:
+        reason = found.effect.reason if found else "it was not measured"
+        return "undecided", f"nothing can be said: {reason}"
+    verdict = judged.verdicts.get(claim.metric)
+    if verdict is not None and verdict.word == "withheld":
+        return "undecided", f"{_show(found, found.effect.estimate)}, but {verdict.reason}"
+    if claim.identical:
+        same = found.effect.identical
+        return ("supported" if same else "refuted"), "equal in every pair" if same else (
+            f"not equal in every pair: {_show(found, found.effect.estimate)}"
+        )
+    bounds = interval(found, claim.confidence)
+    if bounds is None:
+        shown = _show(found, found.effect.estimate)
+        return "undecided", f"{shown}, without an interval: {found.effect.reason}"
+    low, high = bounds
+    least = claim.at_least if claim.within is None else -claim.within
+    most = claim.at_most if claim.within is None else claim.within
+    least, most = (-math.inf if least is None else least), (math.inf if most is None else most)
+    answer: Answer = "undecided"
+    if least <= low and high <= most:
+        answer = "supported"
+    elif high < least or low > most:
+        answer = "refuted"
+    shown = _show(found, found.effect.estimate)
+    if low == high:
+        return answer, f"{shown} in every unit"
+    bounds_shown = f"[{_show(found, low)}, {_show(found, high)}]"
+    return answer, f"{shown} {bounds_shown}, {claim.confidence * 100:g} %"
+
+
+def _texts_answer(comparison: Comparison, found: Findings) -> tuple[Answer, str]:
+    texts = comparison.texts
+    if not texts.compared:
+        return "undecided", "there are no texts to compare"
+    evidence = f"{texts.differing:,} of {texts.compared:,} texts differ"
+    repeats = [j.comparison for j in found.judged if j.comparison.is_duplicate]
+    if texts.differing and any(each.texts.differing for each in repeats):
+        return "undecided", f"{evidence}, and so do those of one configuration run twice"
+    return ("refuted" if texts.differing else "supported"), evidence
+
+
+def interval(found: MetricEffect, confidence: float) -> tuple[float, float] | None:
+    """The effect's interval at any confidence, from its standard error."""
+    effect = found.effect
+    if effect.identical:
+        return 0.0, 0.0
+    if effect.df is None or effect.log_estimate is None:
+        return None
+    if effect.se is None:  # The same change in every unit, which chance gives once in 2^df.
+        is_sure = effect.p is not None and effect.p <= 1 - confidence
+        return (effect.estimate or 0.0,) * 2 if is_sure else None
+    half = float(stats.t.ppf(0.5 + confidence / 2, effect.df)) * effect.se
+    low, high = effect.log_estimate - half, effect.log_estimate + half
+    return (math.expm1(low), math.expm1(high)) if found.metric.is_relative else (low, high)
+
+
+def _show(found: MetricEffect, value: float) -> str:
+    return percent_text(value) if found.metric.is_relative else number_text(value, sign=True)

@@ -1,0 +1,330 @@
+"""`optrial explain`: why a configuration's tokens (or another metric) differ, in plain words.
+
+Built from a trial's numbers alone: what was measured, what could not have changed it and why, what
+did, how much is chance, and what would settle the rest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from cluster.plan import Configuration
+from cluster.results import Results
+from jobs.analysis.effects import Effect
+from jobs.analysis.factorial import Contrast
+from jobs.answers import effect_phrase
+from jobs.attribution import Attribution
+from jobs.comparison import Comparison, MetricEffect
+from jobs.explanation import Paragraph
+from jobs.findings import Findings, read_findings
+from jobs.metrics import METRICS, Metric
+from jobs.query import connect
+from jobs.single_run import pilot_lines
+from jobs.token_account import TokenAccount
+from jobs.verdicts import Verdict, main_effects
+from jobs.wording import number_text, percent_text, plural, relative_bounds
+from optim.errors import InputError
+from optim.registry import optimization
+
+TOKEN_METRICS = ("prompt_tokens", "completion_tokens", "tokens_per_base_token",
+                 "base_completion_tokens")  # fmt: skip
+
+
+def explain_results(results: Results, configuration: str | None, metric: str) -> list[Paragraph]:
+    """The same, of results that are read first."""
+    plan = results.plan()
+    connection = connect(results)
+    try:
+        found = read_findings(connection, plan)
+    finally:
+        connection.close()
+    return explain(found, configuration, metric)
+
+
+def explain(found: Findings, configuration: str | None, metric_name: str) -> list[Paragraph]:
+    """The answer of one configuration, or of every one that has a reference.
+
+    InputError for an unknown configuration or metric, and where there is nothing to compare.
+    """
+    metric = _metric(metric_name)
+    paragraphs: list[Paragraph] = []
+    for name in _names(found, configuration):
+        paragraphs.extend(_explained(found, name, metric))
+    return paragraphs
+
+
+def _metric(name: str) -> Metric:
+    for metric in METRICS:
+        if metric.name == name:
+            return metric
+    raise InputError(
+        f"there is no metric `{name}`",
+        field="--metric",
+        mend=f"There are: {', '.join(m.name for m in METRICS)}",
+    )
+
+
+def _names(found: Findings, configuration: str | None) -> list[str]:
+    comparable = [j.comparison.configuration for j in found.judged if not j.comparison.is_duplicate]
+    if configuration is None:
+        if not comparable:
+            raise InputError(
+                "no configuration has a reference, so there is no difference to explain",
+                source=found.plan.output,
+            )
+        return comparable
+    if configuration in comparable:
+        return [configuration]
+    known = any(c.name == configuration for c in found.plan.configurations)
+    problem = "is a reference or a repeat" if known else "is not a configuration of this trial"
+    raise InputError(
+        f"`{configuration}` {problem}",
+        source=found.plan.output,
+        field="CONFIGURATION",
+        mend=f"There are: {', '.join(comparable) or 'none'}",
+    )
+
+
+def _explained(found: Findings, name: str, metric: Metric) -> Iterator[Paragraph]:
+    judged = found.of(name)
+    comparison = judged.comparison
+    effect = next(e for e in main_effects(comparison) if e.metric.name == metric.name)
+    verdict = judged.verdicts.get(metric.name)
+    yield Paragraph(_question(comparison, effect), tuple(_measured(found, comparison, effect)))
+    if effect.effect.estimate is None:
+        return
+    own = found.plan.configuration(name)
+    reference = found.plan.configuration(comparison.vs)
+    unchanged = list(_could_not(found, own, reference, metric))
+    if unchanged:
+        yield Paragraph("What could not have changed it", tuple(unchanged))
+    did = [*_tokens(found.accounts[name], metric), *_by_factor(found, own, metric)]
+    if did:
+        yield Paragraph("What did", tuple(did))
+    yield Paragraph("How much is chance", tuple(_chance(found, effect, verdict)))
+    settle = list(_settle(found, name, metric, effect, verdict))
+    if settle:
+        yield Paragraph("What would settle it", tuple(settle))
+
+
+def _question(comparison: Comparison, found: MetricEffect) -> str:
+    estimate = found.effect.estimate
+    label = found.metric.label.removeprefix("· ")
+    start = f"{comparison.configuration} against {comparison.vs}"
+    if not estimate:
+        return f"{start}: does it change {label}?"
+    fewer = "fewer" if label.endswith("tokens") else "less"
+    return f"{start}: why {'more' if estimate > 0 else fewer} {label}?"
+
+
+def _measured(found: Findings, comparison: Comparison, effect: MetricEffect) -> Iterator[str]:
+    show = effect.metric.show
+    label = effect.metric.label.removeprefix("· ")
+    if effect.effect.estimate is None:
+        yield f"Nothing can be said: {effect.effect.reason}."
+        return
+    units = plural(effect.effect.num_units, "pair")
+    yield (
+        f"{label[0].upper() + label[1:]}: {show(effect.reference_mean)} became "
+        f"{show(effect.mean)}, {effect_phrase(effect)}, over {units} of equal prompts and "
+        f"{plural(len(found.plan.seeds), 'seed')}."
+    )
+    verdict = found.of(comparison.configuration).verdicts.get(effect.metric.name)
+    if verdict is not None:
+        yield f"Verdict: {verdict_text(effect.metric, verdict)}."
+
+
+def verdict_text(metric: Metric, verdict: Verdict) -> str:
+    """A verdict with its margin or its reason."""
+    margin = f"±{verdict.margin:.2g}" if not metric.is_relative else f"±{verdict.margin * 100:g} %"
+    if verdict.word == "equivalent":
+        return f"equivalent within {margin}"
+    if verdict.word == "withheld":
+        return f"withheld, because {verdict.reason}"
+    if verdict.word == "inconclusive":
+        if verdict.reason is not None:
+            return f"inconclusive: {verdict.reason}"
+        return f"inconclusive: neither a difference nor equality within {margin} is shown"
+    return verdict.word
+
+
+def _could_not(
+    found: Findings, own: Configuration, reference: Configuration, metric: Metric
+) -> Iterator[str]:
+    if metric.name not in TOKEN_METRICS:
+        return
+    theirs = {o.name for o in reference.optimizations}
+    for chosen in own.optimizations:
+        if chosen.name in theirs:
+            yield f"{chosen.name}: it is on in both."
+            continue
+        try:
+            stage = optimization(chosen.name, chosen.settings).stage
+        except InputError:
+            continue
+        if stage == "cache":
+            yield f"{chosen.name}: {_cache_reason(found, chosen.name)}"
+        elif stage == "weights" and metric.name in ("prompt_tokens", "tokens_per_base_token"):
+            yield (
+                f"{chosen.name}: it keeps the vocabulary, so equal text has equal tokens; only "
+                "what the model writes can change."
+            )
+    if own.batch_size != reference.batch_size:
+        yield "Batch size: it decides when a token is computed, not which one is chosen."
+
+
+def _cache_reason(found: Findings, name: str) -> str:
+    """Why a cache changes no token, and what of the trial shows that it did not."""
+    text = "it only keeps keys and values in other memory; the numbers that tokens are chosen by "
+    text += "are the same."
+    for judged in found.judged:
+        comparison = judged.comparison
+        own = found.plan.configuration(comparison.configuration)
+        reference = found.plan.configuration(comparison.vs)
+        extra = {o.name for o in own.optimizations} ^ {o.name for o in reference.optimizations}
+        if extra == {name} and comparison.texts.compared:
+            texts = comparison.texts
+            return f"{text} Here {texts.differing:,} of {texts.compared:,} texts differ with it."
+    for each in found.attributions:
+        if each.metric.name != "completion_tokens":
+            continue
+        for contrast in each.contrasts:
+            if len(contrast.factors) == 1 and _means(found, contrast.factors[0], name):
+                return f"{text} Its main effect here is {contrast_text(each, contrast)}."
+    return text
+
+
+def _means(found: Findings, factor: str, name: str) -> bool:
+    """Whether switching a factor on adds exactly this optimisation."""
+    cells = found.design.cells
+    off, on = cells.get(frozenset()), cells.get(frozenset({factor}))
+    if off is None or on is None:
+        return False
+    before, after = ({o.name for o in found.plan.configuration(c).optimizations} for c in (off, on))
+    return before ^ after == {name}
+
+
+def contrast_text(attribution: Attribution, contrast: Contrast) -> str:
+    """A main effect or an interaction with its interval."""
+    values = (contrast.estimate, contrast.low, contrast.high)
+    if not any(values):
+        return "exactly 0"
+    relative = attribution.metric.is_relative
+    shown = [None if v is None else math.expm1(v) if relative else v for v in values]
+    return relative_bounds(*shown, relative=relative)
+
+
+def _tokens(account: TokenAccount, metric: Metric) -> Iterator[str]:
+    if metric.name == "prompt_tokens" and account.prompt is not None:
+        if account.prompt.identical:
+            yield "Nothing: both encode every prompt in exactly the same number of tokens."
+        else:
+            yield (
+                f"The vocabulary alone: the prompts are the same text, and take "
+                f"{percent_text(account.prompt.estimate)} tokens. This part is exact."
+            )
+        return
+    if metric.name != "completion_tokens" or account.total is None or account.total.identical:
+        return
+    divergence = account.divergence
+    if account.encoding is not None and account.encoding.estimate is not None:
+        if abs(account.encoding.estimate) < 5e-5:
+            yield "Not the vocabulary: the same text takes the same tokens."
+        else:
+            yield (f"The vocabulary (same text, other tokens): {_phrase(account.encoding)}.")
+    if account.length is not None and account.length.estimate is not None:
+        yield f"Another text (counted by one tokenizer): {_phrase(account.length)}."
+    if account.is_censored:
+        shares = " and ".join(f"{s * 100:.0f} %" for s in account.length_stops if s is not None)
+        yield (
+            f"The length budget ended {shares} of the completions (reference, then this one), so "
+            "lengths are cut short and the effect of length is a lower bound."
+        )
+    if divergence.num_compared:
+        text = f"{divergence.num_identical:,} of {divergence.num_compared:,} texts are identical"
+        if divergence.median_chars is not None:
+            text += f"; the others part after {number_text(divergence.median_chars)} characters "
+            text += "(median)"
+        yield text + "."
+
+
+def _phrase(effect: Effect) -> str:
+    return relative_bounds(effect.estimate, effect.low, effect.high, relative=True)
+
+
+def _by_factor(found: Findings, own: Configuration, metric: Metric) -> Iterator[str]:
+    for each in found.attributions:
+        if each.metric.name != metric.name or not each.contrasts:
+            continue
+        on = next((on for on, name in found.design.cells.items() if name == own.name), None)
+        if not on:
+            return
+        for contrast in each.contrasts:
+            if set(contrast.factors) <= on and len(contrast.factors) <= 2:
+                kind = " x ".join(contrast.factors)
+                word = "on average" if len(contrast.factors) == 1 else "together, beyond their sum"
+                yield f"{kind}, {word}: {contrast_text(each, contrast)}."
+
+
+def _chance(found: Findings, effect: MetricEffect, verdict: Verdict | None) -> Iterator[str]:
+    if effect.effect.identical:
+        yield "Nothing: every pair is exactly equal."
+        return
+    pairs = [j.comparison for j in found.judged if j.comparison.is_duplicate]
+    for comparison in pairs:
+        texts = comparison.texts
+        yield (
+            f"{comparison.vs}, run a second time, gave {texts.differing:,} other texts of "
+            f"{texts.compared:,}"
+            + (
+                ": with equal seeds, nothing here is left to chance but the seeds and the prompts."
+                if texts.compared and not texts.differing
+                else "."
+            )
+        )
+    if effect.effect.low is None:
+        yield f"It cannot be told from chance: {effect.effect.reason}."
+        if effect.effect.num_clusters <= 1:
+            yield "A single run shows nothing: another seed or prompt could have said the opposite."
+        return
+    if verdict is not None and verdict.mde is not None:
+        smallest = (
+            f"{verdict.mde * 100:.2g} %" if effect.metric.is_relative else f"{verdict.mde:.2g}"
+        )
+        yield (
+            f"The interval holds what chance can do over these prompts; differences below "
+            f"{smallest} would mostly be missed here."
+        )
+    if verdict is not None and verdict.p is not None:
+        is_primary = verdict.family == "primary"
+        yield (
+            f"Chance alone would give as much in {_chance_text(verdict.p)} of such trials "
+            f"(sign flips, {'all primary answers together' if is_primary else 'exploratory'})."
+        )
+
+
+def _chance_text(p: float) -> str:
+    return "less than 1 in 1,000" if p < 0.001 else f"{p * 100:.1f} %"
+
+
+def _settle(
+    found: Findings, name: str, metric: Metric, effect: MetricEffect, verdict: Verdict | None
+) -> Iterator[str]:
+    if verdict is None or not verdict.is_open:
+        return
+    wanted = found.needs.get((name, metric.name))
+    if wanted is None or (wanted.num_prompts is None and wanted.num_seeds is None):
+        if effect.effect.num_units <= 1:
+            yield from pilot_lines(metric.name, verdict.margin)
+        elif wanted is not None and wanted.reason is not None:
+            yield f"{wanted.reason[0].upper() + wanted.reason[1:]}."
+        return
+    ways = []
+    if wanted.num_prompts:
+        ways.append(f"{plural(wanted.num_prompts, 'more prompt')} at these seeds")
+    if wanted.num_seeds:
+        ways.append(f"{plural(wanted.num_seeds, 'more seed')} of these prompts")
+    if ways:
+        yield f"{' or '.join(ways)} would settle it, should the effect be what it now seems."
+        yield f"`optrial settle {found.plan.output}` runs them, within a budget that you give."

@@ -1,0 +1,206 @@
+"""`optrial plan`: what a trial will cost and can see, from a short pilot of it, before it runs.
+
+The pilot is the trial itself on a few prompts and seeds, in a folder of its own that is removed
+afterwards: every configuration, the same engine, the same machine.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from cluster.plan import Plan
+from cluster.results import Results
+from jobs.analysis.components import Components, variance_components
+from jobs.analysis.power import mde
+from jobs.evaluate import evaluate
+from jobs.judgement import Judgement
+from jobs.metrics import METRICS, Metric
+from jobs.needs import influences
+from jobs.planning import make_plan
+from jobs.query import connect
+from jobs.spec import TrialSpec, read_spec
+from optim.errors import InputError
+
+OnStage = Callable[[str], None]
+MIN_UNITS = 3
+"""Units of a pilot that a spread can be taken from."""
+
+
+@dataclass(frozen=True)
+class Visible:
+    """The smallest effect of one comparison and metric that the trial finds with its power."""
+
+    configuration: str
+    vs: str
+    metric: str
+    smallest: float | None
+    """A fraction of the reference, or in the metric's own unit."""
+    margin: float
+    """δ: what is smaller does not matter."""
+    reason: str | None = None
+
+    @property
+    def is_enough(self) -> bool | None:
+        return None if self.smallest is None else self.smallest <= self.margin
+
+
+@dataclass(frozen=True)
+class Forecast:
+    num_cells: int
+    num_rows: int
+    num_configurations: int
+    num_prompts: int
+    num_seeds: int
+    device_s: float | None
+    """Engine time over all workers; None without a pilot."""
+    elapsed_s: float | None
+    """The same shared among the workers, without starts and loading."""
+    storage_bytes: int | None
+    pilot_rows: int
+    visible: tuple[Visible, ...]
+
+
+def forecast(
+    spec_path: Path | str,
+    *,
+    pilot_prompts: int = 8,
+    pilot_seeds: int = 2,
+    address: str | None = None,
+    on_stage: OnStage = lambda stage: None,
+) -> Forecast:
+    """Count, and unless `pilot_prompts` is 0 run, a pilot of so many prompts per dataset.
+
+    Raises InputError for what a person can mend, as the trial itself would.
+    """
+    spec = read_spec(spec_path)
+    if pilot_prompts < 0 or pilot_seeds < 1:
+        raise InputError("must not be negative", field="--pilot-prompts, --pilot-seeds")
+    plan, _ = make_plan(spec, str(spec_path))
+    if not pilot_prompts:
+        return _counted(plan)
+    with tempfile.TemporaryDirectory(prefix="optrial-pilot-") as folder:
+        pilot = _pilot(spec, str(Path(folder) / "pilot"), pilot_prompts, pilot_seeds)
+        results, outcome = evaluate(pilot, address=address, on_stage=on_stage)
+        if not outcome.rows or outcome.errors == outcome.rows:
+            raise InputError(
+                "every row of the pilot failed, so nothing can be foretold",
+                source=str(spec_path),
+                mend="Run the trial with a `limit` of 1, and look at the errors",
+            )
+        return _foretold(plan, results)
+
+
+def _pilot(spec: TrialSpec, output: str, prompts: int, seeds: int) -> TrialSpec:
+    datasets = tuple(
+        d.model_copy(
+            update={"limit": min(prompts, d.limit or prompts), "shards": min(prompts, d.shards)}
+        )
+        for d in spec.datasets
+    )
+    update: dict[str, Any] = {"datasets": datasets, "seeds": spec.seeds[:seeds], "output": output}
+    return spec.model_copy(update=update)
+
+
+def _counted(plan: Plan) -> Forecast:
+    return Forecast(
+        num_cells=sum(len(block.cells) for block in plan.blocks()),
+        num_rows=_num_rows(plan),
+        num_configurations=len(plan.configurations),
+        num_prompts=sum(d.num_prompts for d in plan.datasets),
+        num_seeds=len(plan.seeds),
+        device_s=None,
+        elapsed_s=None,
+        storage_bytes=None,
+        pilot_rows=0,
+        visible=(),
+    )
+
+
+def _num_rows(plan: Plan) -> int:
+    return sum(
+        cell.stop - cell.start
+        for block in plan.blocks()
+        for cell in block.cells
+        if cell.kind == "generations"
+    )
+
+
+def _foretold(plan: Plan, results: Results) -> Forecast:
+    pilot = results.plan()
+    scale = _num_rows(plan) / _num_rows(pilot)
+    stored = sum(
+        len(results.store.read(part.name))
+        for kind in ("generations", "likelihoods")
+        for part in results.parts(kind)
+    )
+    connection = connect(results)
+    try:
+        row = connection.execute("SELECT sum(wall_s) FROM cells").fetchone()
+        device_s = float(row[0]) * scale if row and row[0] is not None else None
+        visible = _visible(connection, plan)
+    finally:
+        connection.close()
+    counted = _counted(plan)
+    return Forecast(
+        **{
+            **counted.__dict__,
+            "device_s": device_s,
+            "elapsed_s": None if device_s is None else device_s / plan.workers.count,
+            "storage_bytes": round(stored * scale),
+            "pilot_rows": _num_rows(pilot),
+            "visible": visible,
+        }
+    )
+
+
+def _visible(connection: duckdb.DuckDBPyConnection, plan: Plan) -> tuple[Visible, ...]:
+    judgement = Judgement.model_validate(plan.analysis)
+    metrics = [m for m in METRICS if m.name in judgement.primary]
+    return tuple(
+        _smallest(connection, plan, judgement, c.name, c.vs, metric)
+        for c in plan.configurations
+        if c.vs is not None and c.duplicate_of is None
+        for metric in metrics
+    )
+
+
+def _smallest(
+    connection: duckdb.DuckDBPyConnection,
+    plan: Plan,
+    judgement: Judgement,
+    name: str,
+    vs: str,
+    metric: Metric,
+) -> Visible:
+    margin = judgement.margin(metric)
+    values, units = influences(connection, (name, vs), metric)
+    if len(set(units)) < MIN_UNITS:
+        reason = "the pilot has too few units of it"
+        return Visible(name, vs, metric.name, None, margin, reason)
+    if not any(values):
+        return Visible(name, vs, metric.name, 0.0, margin, "exactly equal in every pair")
+    components = variance_components(values, units)
+    num_units = sum(
+        d.num_shards if metric.is_timed or metric.is_memory else d.num_prompts
+        for d in plan.datasets
+    )
+    smallest = mde(
+        _standard_error(components, num_units, len(plan.seeds)),
+        num_units - 1,
+        judgement.alpha,
+        judgement.power,
+    )
+    shown = math.expm1(smallest) if metric.is_relative else smallest
+    return Visible(name, vs, metric.name, shown, margin)
+
+
+def _standard_error(components: Components, num_units: int, num_seeds: int) -> float:
+    within = components.within or 0.0
+    return math.sqrt((components.between + within / num_seeds) / num_units)

@@ -1,0 +1,144 @@
+"""What would settle an open verdict: so many more prompts, or so many more seeds.
+
+Should the effect be what it now seems, a difference of its size is found, or it is shown to lie
+within ±δ, whichever takes less; with the power that the trial asks for, at α shared by the primary
+verdicts that are still open (Holm's first step among them, so a little cautious). The spread is
+this trial's own: Var = (ω² + σ² / K) / N over N units (prompts, or shards where the rows of a cell
+share noise) and K seeds, ω² being how much the effect varies by unit and σ² how much one unit's
+varies by seed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+import numpy as np
+
+from cluster.plan import Plan
+from jobs.analysis.components import Components, variance_components
+from jobs.analysis.intervals import Floats
+from jobs.analysis.power import Needs, needed
+from jobs.comparison import MetricEffect
+from jobs.judgement import Judgement
+from jobs.metrics import Metric, column
+from jobs.verdicts import margin_on_scale
+
+
+@dataclass(frozen=True)
+class Need:
+    """Beyond what is there; either of the two is enough."""
+
+    num_prompts: int | None
+    """At the present seeds, over all datasets."""
+    num_seeds: int | None
+    """At the present prompts; None where no number of seeds would do."""
+    reason: str | None = None
+    """Why seeds, or both, cannot."""
+
+
+def need(
+    connection: duckdb.DuckDBPyConnection,
+    pair: tuple[str, str],
+    found: MetricEffect,
+    judgement: Judgement,
+    plan: Plan,
+    num_open: int = 1,
+) -> Need:
+    """What an open verdict of (configuration, reference) needs; what is unknown is None.
+
+    `num_open` is how many primary verdicts are open, this one among them.
+    """
+    values, units = influences(connection, pair, found.metric)
+    num_units = len(set(units))
+    if num_units < 2:
+        return Need(None, None, "one unit alone says nothing of the spread: run a pilot of more")
+    components = variance_components(values, units)
+    wanted = _least(components, found, judgement, num_units, len(plan.seeds), num_open)
+    per_unit = 1.0
+    if found.metric.is_timed or found.metric.is_memory:
+        per_unit = sum(d.num_prompts for d in plan.datasets) / num_units
+    prompts = None if wanted.num_prompts is None else math.ceil(wanted.num_prompts * per_unit)
+    seeds = None if found.metric.source == "quality" else wanted.num_seeds
+    return Need(prompts, seeds, wanted.reason)
+
+
+def _least(
+    components: Components,
+    found: MetricEffect,
+    judgement: Judgement,
+    num_units: int,
+    num_seeds: int,
+    num_open: int,
+) -> Needs:
+    """Of finding a difference, and of showing equivalence, what takes fewer prompts."""
+    size = abs(found.effect.log_estimate or 0.0)
+    room = margin_on_scale(found, judgement.margin(found.metric)) - size
+    alpha, power = judgement.alpha / num_open, judgement.power
+    # Equivalence is two one-sided tests: each at α, and both have to succeed.
+    ways = [(size, alpha, power), (room, 2 * alpha, (1 + power) / 2)]
+    wanted = [
+        needed(components, target, num_units, num_seeds, level, chance)
+        for target, level, chance in ways
+        if target > 0
+    ]
+    return min(wanted, key=lambda need: math.inf if need.num_prompts is None else need.num_prompts)
+
+
+def influences(
+    connection: duckdb.DuckDBPyConnection, pair: tuple[str, str], metric: Metric
+) -> tuple[list[float], list[tuple[Any, ...]]]:
+    """What each (unit, seed) adds to the effect, on the scale of its standard error.
+
+    A relative effect is linearised: N·K·(b_i / Σb − a_i / Σa), and the same of both totals of a
+    rate. Their mean over units, then units, has the effect's standard error.
+    """
+    rows = connection.execute(_query(metric), list(pair)).fetchnumpy()
+    size = len(rows["dataset"])
+    columns = [np.asarray(rows[f"c{i}"], dtype=np.float64) for i in range(4)]
+    units = list(zip(rows["dataset"].tolist(), rows["unit"].tolist(), strict=True))
+    return _linearised(metric, columns, size).tolist(), units
+
+
+def _linearised(metric: Metric, columns: list[Floats], size: int) -> Floats:
+    """`columns`: the configuration's amount and what it is divided by, then the reference's."""
+    if not metric.is_relative:
+        return columns[0] - columns[2]
+    parts = [size * column / column.sum() if column.sum() else column * 0 for column in columns]
+    return parts[0] - parts[1] - parts[2] + parts[3]
+
+
+def _query(metric: Metric) -> str:
+    if metric.source in ("rate", "peak"):
+        above, below = metric.totals if metric.source == "rate" else (metric.name, "1")
+        return f"""
+            SELECT o.dataset AS dataset, CAST(o.shard AS VARCHAR) AS unit, o.{above} AS c0,
+                {_side("o", below)} AS c1, r.{above} AS c2, {_side("r", below)} AS c3
+            FROM cells o JOIN cells r USING (dataset, shard, seed, kind)
+            WHERE o.configuration = ? AND r.configuration = ? AND o.kind = 'generations'
+                AND o.num_errors = 0 AND r.num_errors = 0 AND o.{above} IS NOT NULL
+                AND r.{above} IS NOT NULL"""
+    if metric.source == "quality":
+        return """
+            SELECT o.dataset AS dataset, o.prompt_id AS unit, o.nats / ln(2) / o.num_bytes AS c0,
+                1 AS c1, r.nats / ln(2) / r.num_bytes AS c2, 1 AS c3
+            FROM likelihoods o JOIN likelihoods r USING (dataset, prompt_id, candidate)
+            WHERE o.configuration = ? AND r.configuration = ? AND o.candidate = -1
+                AND o.nats IS NOT NULL AND r.nats IS NOT NULL AND o.num_bytes > 0"""
+    above, below = metric.parts if metric.source == "per" else (metric.name, "1")
+    ours, theirs = column(above, "o"), column(above, "r")
+    warm = " AND NOT coalesce(o.warmup, false) AND NOT coalesce(r.warmup, false)"
+    unit = "CAST(o.shard AS VARCHAR)" if metric.is_timed else "o.prompt_id"
+    return f"""
+        SELECT o.dataset AS dataset, {unit} AS unit, sum({ours}) AS c0,
+            sum({_side("o", below)}) AS c1, sum({theirs}) AS c2, sum({_side("r", below)}) AS c3
+        FROM generations o JOIN generations r USING (dataset, prompt_id, seed)
+        WHERE o.configuration = ? AND r.configuration = ? AND o.error IS NULL AND r.error IS NULL
+            AND {ours} IS NOT NULL AND {theirs} IS NOT NULL{warm if metric.is_timed else ""}
+        GROUP BY o.dataset, {unit}, seed"""
+
+
+def _side(side: str, column: str) -> str:
+    return column if column == "1" else f"{side}.{column}"

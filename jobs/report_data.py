@@ -1,0 +1,233 @@
+"""All that a report says, as JSON-serialisable numbers: what `optrial report --json` prints.
+
+Relative effects are fractions, times seconds, memory bytes. A/A pairs come first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import duckdb
+
+from cluster.plan import Plan
+from cluster.results import Results
+from jobs.answers import answer, headline_answer, statement
+from jobs.comparison import MetricEffect
+from jobs.findings import Findings, read_findings
+from jobs.memory_notes import memory_notes
+from jobs.metrics import METRICS, Metric, describe
+from jobs.query import connect
+from jobs.score import BITS_PER_BYTE, score_statistics
+from jobs.sparsity_notes import sparsity_notes
+from jobs.steadiness import steadiness, steadiness_data, steadiness_notes
+from jobs.verdicts import Judged, main_effects
+from jobs.vocabulary_notes import vocabulary_notes
+from optim.errors import InputError
+
+
+def report_data(results: Results) -> dict[str, Any]:
+    """The trial, verdicts, attribution, each configuration's figures, scores and comparisons."""
+    plan = results.plan()
+    connection = connect(results)
+    try:
+        found = read_findings(connection, plan)
+        data = {
+            "answer": headline_answer(found.judged),
+            "trial": _trial(connection, results, plan),
+            "judgement": found.judgement.model_dump(mode="json"),
+            "verdicts": verdict_rows(found, primary_only=True),
+            "alarms": [asdict(alarm) for alarm in found.alarms],
+            "attribution": attribution_data(found),
+            "configurations": _configurations(connection, plan),
+            "comparisons": [_comparison_data(found, judged) for judged in found.judged],
+        }
+        held = steadiness(connection, plan)
+        data["steadiness"] = steadiness_data(held)
+        notes = [
+            *steadiness_notes(held),
+            *memory_notes(connection),
+            *vocabulary_notes(connection, plan),
+            *sparsity_notes(connection),
+        ]
+    finally:
+        connection.close()
+    data["scores"], score_notes = _scores(results, plan)
+    data["notes"] = notes + score_notes
+    return data
+
+
+def verdict_rows(found: Findings, *, primary_only: bool) -> list[dict[str, Any]]:
+    """One row per comparison and metric that is judged, in the order of the plan."""
+    return [
+        {
+            "configuration": judged.comparison.configuration,
+            "vs": judged.comparison.vs,
+            **_effect_data(found, judged, effect),
+        }
+        for judged in found.judged
+        if not judged.comparison.is_duplicate
+        for effect in main_effects(judged.comparison)
+        if not primary_only or effect.metric.name in found.judgement.primary
+        if effect.effect.estimate is not None
+    ]
+
+
+def effect_rows(found: Findings) -> list[dict[str, Any]]:
+    """One flat row per comparison, metric and statistic."""
+    return [
+        {
+            "configuration": judged.comparison.configuration,
+            "vs": judged.comparison.vs,
+            **_effect_data(found, judged, effect),
+        }
+        for judged in found.judged
+        for effect in judged.comparison.effects
+    ]
+
+
+def attribution_data(found: Findings) -> dict[str, Any]:
+    """The factorial and what it shows of each metric, or why there is none."""
+    design = found.design
+    return {
+        "factors": {name: list(levels) for name, levels in design.factors.items()},
+        "configurations": {
+            " + ".join(sorted(on)) or "none": name for on, name in design.cells.items()
+        },
+        "missing": [sorted(on) for on in design.missing],
+        "left_out": list(design.left_out),
+        "reason": design.reason,
+        "metrics": [
+            {
+                "metric": each.metric.name,
+                "relative": each.metric.is_relative,
+                "reason": each.reason,
+                "num_clusters": each.num_clusters,
+                "contrasts": [asdict(contrast) for contrast in each.contrasts],
+                "shares": [asdict(share) for share in each.shares],
+            }
+            for each in found.attributions
+        ],
+    }
+
+
+def _trial(connection: duckdb.DuckDBPyConnection, results: Results, plan: Plan) -> dict[str, Any]:
+    planned = {cell.key for block in plan.blocks() for cell in block.cells}
+    rows, errors = _one(
+        connection, "SELECT count(*), count(*) FILTER (error IS NOT NULL) FROM generations"
+    )
+    devices = connection.execute(
+        "SELECT DISTINCT device FROM cells WHERE device IS NOT NULL ORDER BY device"
+    ).fetchall()
+    return {
+        "run_id": plan.run_id,
+        "model": plan.model.path,
+        "devices": [device for (device,) in devices],
+        "datasets": [dataset.name for dataset in plan.datasets],
+        "num_prompts": sum(dataset.num_prompts for dataset in plan.datasets),
+        "num_seeds": len(plan.seeds),
+        "num_configurations": len(plan.configurations),
+        "rows": rows,
+        "num_errors": errors,
+        "cells_planned": len(planned),
+        "cells_done": len(planned & results.committed_keys()),
+    }
+
+
+def _configurations(connection: duckdb.DuckDBPyConnection, plan: Plan) -> list[dict[str, Any]]:
+    counts = {
+        row[0]: row[1:]
+        for row in connection.execute(
+            "SELECT configuration, count(*), count(*) FILTER (error IS NOT NULL), "
+            "count(*) FILTER (finish_reason = 'length') FROM generations GROUP BY configuration"
+        ).fetchall()
+    }
+    described: dict[Metric, Any] = {
+        metric: describe(connection, metric) for metric in METRICS if metric.is_described
+    }
+    found = []
+    for configuration in plan.configurations:
+        rows, errors, lengths = counts.get(configuration.name, (0, 0, 0))
+        metrics = {
+            metric.name: values[configuration.name]
+            for metric, values in described.items()
+            if configuration.name in values
+        }
+        found.append(
+            {
+                "configuration": configuration.name,
+                "vs": configuration.vs,
+                "duplicate_of": configuration.duplicate_of,
+                "rows": rows,
+                "num_errors": errors,
+                "num_length": lengths,
+                "metrics": metrics,
+            }
+        )
+    return found
+
+
+def _comparison_data(found: Findings, judged: Judged) -> dict[str, Any]:
+    comparison = judged.comparison
+    return {
+        "configuration": comparison.configuration,
+        "vs": comparison.vs,
+        "is_duplicate": comparison.is_duplicate,
+        "caches": comparison.caches,
+        "texts": asdict(comparison.texts),
+        "tokens": asdict(found.accounts[comparison.configuration]),
+        "warnings": list(judged.warnings),
+        "effects": [_effect_data(found, judged, effect) for effect in comparison.effects],
+        "answer": answer(comparison),
+    }
+
+
+def _effect_data(found: Findings, judged: Judged, effect: MetricEffect) -> dict[str, Any]:
+    name = effect.metric.name
+    is_main = effect.statistic != "geometric mean"
+    verdict = judged.verdicts.get(name) if is_main else None
+    need = found.needs.get((judged.comparison.configuration, name)) if is_main else None
+    return {
+        "metric": name,
+        "statistic": effect.statistic,
+        "reference_mean": effect.reference_mean,
+        "mean": effect.mean,
+        **asdict(effect.effect),
+        "verdict": verdict.word if verdict else None,
+        "family": verdict.family if verdict else None,
+        "margin": verdict.margin if verdict else None,
+        "p_adjusted": verdict.p if verdict else None,
+        "equivalence_p_adjusted": verdict.equivalence_p if verdict else None,
+        "mde": verdict.mde if verdict else None,
+        "verdict_reason": verdict.reason if verdict else None,
+        "more_prompts": need.num_prompts if need else None,
+        "more_seeds": need.num_seeds if need else None,
+        "statement": statement(effect),
+    }
+
+
+def _scores(results: Results, plan: Plan) -> tuple[list[dict[str, Any]], list[str]]:
+    """Scores by the datasets' scorers; bits per byte stands among the metrics already."""
+    names = {name for d in plan.datasets if d.has_targets for name in d.scorers}
+    if not names - {BITS_PER_BYTE}:
+        return [], []
+    try:
+        statistics = score_statistics(results)
+    except InputError as error:
+        # A scorer that cannot be imported here must not cost the rest of the report.
+        return [], [f"there are no scores: {error}"]
+    rows = [row for row in statistics if row["scorer"] != BITS_PER_BYTE]
+    return [
+        {
+            **row,
+            "mean": asdict(row["mean"]),
+            "difference": asdict(row["difference"]) if row["difference"] else None,
+        }
+        for row in rows
+    ], []
+
+
+def _one(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[Any, ...]:
+    row = connection.execute(sql).fetchone()
+    assert row is not None  # An aggregate without GROUP BY always has one row.
+    return row

@@ -1,0 +1,133 @@
+"""The tables of verdicts and of what each factor does, as a terminal shows them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from jobs.metrics import METRICS
+from jobs.wording import plural, relative_bounds
+
+STYLES = {
+    "better": "green",
+    "worse": "red",
+    "equivalent": "cyan",
+    "exactly equal": "cyan",
+    "inconclusive": "yellow",
+    "withheld": "yellow",
+}
+_METRICS = {metric.name: metric for metric in METRICS}
+# So that the tables of several comparisons line up below one another.
+_LABEL_WIDTH, _CHANGE_WIDTH = 24, 24
+
+
+def verdict_tables(data: dict[str, Any]) -> Iterator[Table]:
+    """One table per comparison, with a row per primary metric; of equal widths."""
+    by_pair = groupby(data["verdicts"], lambda row: (row["configuration"], row["vs"]))
+    for (name, vs), rows in by_pair:
+        table = Table(
+            title=Text(f"Verdicts: {name} against {vs}", style="bold not italic"),
+            title_justify="left", box=box.SIMPLE, show_header=False, pad_edge=False,
+        )  # fmt: skip
+        table.add_column("metric", no_wrap=True, min_width=_LABEL_WIDTH)
+        table.add_column("change", justify="right", no_wrap=True, min_width=_CHANGE_WIDTH)
+        table.add_column("verdict", overflow="fold")
+        for row in rows:
+            label = _METRICS[row["metric"]].label.removeprefix("· ")
+            word = Text(verdict_phrase(row), style=STYLES.get(row["verdict"], ""))
+            table.add_row(Text(label), change_text(row), word)
+        yield table
+
+
+def change_text(row: dict[str, Any]) -> str:
+    """The estimate with its interval."""
+    if row["identical"]:
+        return "0"
+    relative = _METRICS[row["metric"]].is_relative
+    return relative_bounds(row["estimate"], row["low"], row["high"], relative=relative)
+
+
+def verdict_phrase(row: dict[str, Any]) -> str:
+    """The verdict, with δ where it says how equal, and what would settle it where it is open."""
+    word = row["verdict"]
+    if word == "equivalent":
+        return f"equivalent within ±{margin_text(row)}"
+    if word == "inconclusive":
+        ways = []
+        if row["more_prompts"]:
+            ways.append(plural(row["more_prompts"], "more prompt"))
+        if row["more_seeds"]:
+            ways.append(plural(row["more_seeds"], "more seed"))
+        return (
+            f"inconclusive: {' or '.join(ways)} would settle it"
+            if ways
+            else ("inconclusive" + (f": {row['verdict_reason']}" if row["verdict_reason"] else ""))
+        )
+    if word == "withheld":
+        return f"withheld: {row['verdict_reason']}"
+    return str(word)
+
+
+def margin_text(row: dict[str, Any]) -> str:
+    if _METRICS[row["metric"]].is_relative:
+        return f"{row['margin'] * 100:g} %"
+    return f"{row['margin']:g}"
+
+
+def verdict_notes(data: dict[str, Any]) -> Iterator[str]:
+    """How the verdicts were come by, and what speaks against them."""
+    alpha = data["judgement"]["alpha"]
+    yield (
+        f"All verdicts above together are wrong with a chance of {alpha * 100:g} % at most (Holm); "
+        "intervals are each at 95 %."
+    )
+    for alarm in data["alarms"]:
+        yield (
+            f"Alarm: {alarm['configuration']} differs from itself in "
+            f"{_METRICS[alarm['metric']].label} (p {alarm['p']:.2g})."
+        )
+    for comparison in data["comparisons"]:
+        for line in comparison["warnings"]:
+            yield f"{comparison['configuration']}: {line}."
+
+
+def attribution_table(data: dict[str, Any]) -> Table | None:
+    """Main effects and two-way interactions of every primary metric; None without a factorial."""
+    attribution = data["attribution"]
+    found = [
+        m for m in attribution["metrics"]
+        if m["metric"] in data["judgement"]["primary"] and m["contrasts"]
+    ]  # fmt: skip
+    if attribution["reason"] is not None or not found:
+        return None
+    table = Table(
+        title="What each factor does, over all combinations of the others",
+        title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False,
+    )  # fmt: skip
+    table.add_column("factor", no_wrap=True)
+    for each in found:
+        table.add_column(_METRICS[each["metric"]].label, justify="right")
+    factors = [c["factors"] for c in found[0]["contrasts"] if len(c["factors"]) <= 2]
+    for names in factors:
+        cells = [contrast_cell(each, names) for each in found]
+        table.add_row(Text(" × ".join(names)), *cells)
+    return table
+
+
+def contrast_cell(metric: dict[str, Any], names: list[str] | tuple[str, ...]) -> Text:
+    """A contrast with its interval; dim where the interval includes nothing."""
+    contrast = next(c for c in metric["contrasts"] if tuple(c["factors"]) == tuple(names))
+    values = [contrast["estimate"], contrast["low"], contrast["high"]]
+    is_log = metric["relative"]
+    shown = [math.expm1(v) if is_log and v is not None else v for v in values]
+    if shown[0] == 0:
+        return Text("0", style="dim")
+    text = relative_bounds(*shown, relative=metric["relative"])
+    quiet = shown[1] is None or shown[1] <= 0 <= (shown[2] or 0)
+    return Text(text, style="dim" if quiet else "")

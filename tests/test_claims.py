@@ -1,0 +1,157 @@
+"""Claims: supported, refuted, undecided, not applicable; and the gate that they make."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from factorial_results import factorial_results
+from program import Run
+from rich.console import Console
+from trial_results import make_results
+
+from cluster.results import Results
+from jobs.claims import AUTHORS, read_claims
+from jobs.claims_table import checked_claims, claims_data, print_claims
+from optim.errors import InputError
+
+
+def write(folder: Path, *claims: dict[str, Any]) -> str:
+    path = folder / "claims.yaml"
+    path.write_text(json.dumps({"claims": list(claims)}), encoding="utf-8")
+    return str(path)
+
+
+def claim(name: str = "c", **fields: Any) -> dict[str, Any]:
+    return {"name": name, "text": f"claim {name}", "configuration": "fast"} | fields
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return make_results(tmp_path_factory.mktemp("claims") / "out")
+
+
+@pytest.mark.parametrize(
+    ("fields", "answer"),
+    [
+        ({"metric": "e2e_s", "at_most": -0.05}, "supported"),
+        ({"metric": "e2e_s", "at_most": -0.2}, "refuted"),
+        ({"metric": "e2e_s", "at_most": -0.10}, "undecided"),
+        ({"metric": "e2e_s", "at_least": -0.2, "at_most": -0.05}, "supported"),
+        ({"metric": "e2e_s", "within": 0.2}, "supported"),
+        ({"metric": "e2e_s", "within": 0.05}, "refuted"),
+        ({"metric": "completion_tokens", "identical": True}, "supported"),
+        ({"metric": "e2e_s", "identical": True}, "refuted"),
+        ({"metric": "texts", "identical": True}, "supported"),
+        ({"metric": "kv_committed_peak_bytes", "at_most": -0.09}, "supported"),
+        ({"metric": "kv_committed_peak_bytes", "at_most": -0.15}, "refuted"),
+        ({"metric": "texts", "identical": True, "configuration": "short"}, "refuted"),
+        ({"metric": "e2e_s_per_byte", "at_least": 0, "configuration": "short"}, "undecided"),
+    ],
+)
+def test_answers(results: Results, tmp_path: Path, fields: dict[str, Any], answer: str) -> None:
+    [checked] = checked_claims(results, write(tmp_path, claim(**fields)))
+    assert checked.answer == answer, checked.evidence
+    assert checked.evidence
+
+
+@pytest.mark.parametrize(
+    ("conditions", "evidence"),
+    [
+        ({"device": "cuda"}, "cuda"),
+        ({"batch_size": 1}, "batch size"),
+        ({"min_weight_bytes": 1e9}, "weights"),
+        ({"rival": "static"}, "static"),
+        ({"datasets": ["set0"]}, "set1"),
+        ({"device": "cpu", "batch_size": 8, "min_weight_bytes": 100, "rival": "dynamic",
+          "datasets": ["set0", "set1"]}, None),
+    ],
+)  # fmt: skip
+def test_outside_its_conditions_a_claim_does_not_apply(
+    results: Results, tmp_path: Path, conditions: dict[str, Any], evidence: str | None
+) -> None:
+    refuted = claim(metric="e2e_s", at_most=-0.5, conditions=conditions)
+    [checked] = checked_claims(results, write(tmp_path, refuted))
+    if evidence is None:
+        assert checked.answer == "refuted"
+    else:
+        assert checked.answer == "not applicable"
+        assert evidence in checked.evidence
+
+
+def test_texts_that_differ_of_themselves_refute_nothing(tmp_path: Path) -> None:
+    def unsteady(cell: Any, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+        for row in rows if cell.configuration in ("again", "fast") else ():
+            if "completion_text" in row:
+                row["completion_text"] += cell.configuration
+
+    results = make_results(tmp_path / "out", edit=unsteady)
+    [checked] = checked_claims(results, write(tmp_path, claim(metric="texts", identical=True)))
+    assert checked.answer == "undecided"
+    assert "run twice" in checked.evidence
+
+
+def test_the_authors_claims_are_read_and_answered(tmp_path: Path) -> None:
+    claims = read_claims(AUTHORS)
+    assert {c.metric for c in claims} >= {
+        "tokens_per_base_token", "tpot_s", "kv_committed_peak_bytes", "texts",
+        "device_s_per_byte", "kv_byte_s_per_byte",
+    }  # fmt: skip
+    checked = checked_claims(factorial_results(tmp_path / "out"), AUTHORS)
+    assert {each.answer for each in checked} == {"not applicable"}, "none of the three was on"
+    assert all(each.evidence for each in checked)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"metric": "speed", "at_most": 1}, "speed"),
+        ({"metric": "e2e_s"}, "promise something"),
+        ({"metric": "texts", "at_most": 1}, "identical"),
+        ({"metric": "e2e_s", "at_most": 1, "adds": ["larosa"]}, "either"),
+        ({"metric": "e2e_s", "at_most": 1, "confidence": 2}, "confidence"),
+        ({"metric": "e2e_s", "at_most": 1, "surely": True}, "surely"),
+    ],
+)
+def test_bad_claims_name_the_file_and_the_field(
+    tmp_path: Path, fields: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(InputError) as raised:
+        read_claims(write(tmp_path, claim(**fields)))
+    assert "claims.yaml" in str(raised.value)
+    assert named in str(raised.value)
+
+
+def test_a_claim_about_no_configuration_of_the_trial(results: Results, tmp_path: Path) -> None:
+    unknown = claim(configuration="nobody", metric="e2e_s", at_most=0)
+    with pytest.raises(InputError, match="nobody"):
+        checked_claims(results, write(tmp_path, unknown))
+
+
+def test_the_table_and_the_json(results: Results, tmp_path: Path) -> None:
+    path = write(tmp_path, claim("first", metric="e2e_s", at_most=-0.05))
+    checked = checked_claims(results, path)
+    out = io.StringIO()
+    print_claims(checked, Console(file=out, width=100))
+    assert "claim first" in out.getvalue()
+    assert "supported" in out.getvalue()
+    [row] = claims_data(checked)
+    assert (row["answer"], row["configuration"], row["vs"]) == ("supported", "fast", "baseline")
+
+
+def test_the_gate(run: Run, results: Results, tmp_path: Path) -> None:
+    fails = write(tmp_path, claim(metric="e2e_s", at_most=-0.5))
+    code, out, _ = run("report", results.store.url, "--claims", fails)
+    assert code == 1
+    assert "refuted" in out
+    assert run("report", results.store.url, "--claims", fails, "--no-gate")[0] == 0
+    held = write(tmp_path, claim(metric="e2e_s", at_most=-0.05))
+    code, out, _ = run("report", results.store.url, "--claims", held, "--json")
+    assert code == 0
+    assert json.loads(out)["claims"][0]["answer"] == "supported"
+    code, out, err = run("report", results.store.url, "--claims", tmp_path / "none.yaml")
+    assert (code, out) == (2, "")
+    assert "none.yaml" in err

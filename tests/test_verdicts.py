@@ -1,0 +1,203 @@
+"""Verdicts: planted truths get the right word, and nothing gets a word that it does not deserve."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from trial_results import make_results
+
+from cluster.plan import Cell
+from cluster.results import Results
+from jobs.analysis.effects import Effect, ratio_effect
+from jobs.comparison import Comparison, MetricEffect
+from jobs.findings import Findings, read_findings
+from jobs.judgement import Judgement
+from jobs.metrics import METRICS
+from jobs.pairing import TextComparison
+from jobs.query import connect
+from jobs.verdicts import Verdict, judge
+
+
+def findings(results: Results) -> Findings:
+    connection = connect(results)
+    try:
+        return read_findings(connection, results.plan())
+    finally:
+        connection.close()
+
+
+def effect_of(metric: str, effect: Effect) -> MetricEffect:
+    found = next(m for m in METRICS if m.name == metric)
+    return MetricEffect(found, "ratio of totals", 1.0, 1.0, effect)
+
+
+def ratio(shift: float, spread: float, n: int = 40, seed: int = 0) -> Effect:
+    """Paired ratios whose mean log is exactly `shift`."""
+    noise = np.random.default_rng(seed).normal(0, spread, n)
+    return ratio_effect(np.full(n, 100.0), 100 * np.exp(shift + noise - noise.mean()))
+
+
+def comparison(
+    *effects: tuple[str, Effect], name: str = "fast", is_duplicate: bool = False, differing: int = 0
+) -> Comparison:
+    found = tuple(effect_of(metric, effect) for metric, effect in effects)
+    texts = TextComparison(compared=40, differing=differing)
+    return Comparison(name, "baseline", is_duplicate, ("dynamic", "dynamic"), texts, found)
+
+
+def verdict(metric: str, effect: Effect, judgement: Judgement | None = None) -> Verdict:
+    [judged] = judge([comparison((metric, effect))], judgement or Judgement())
+    return judged.verdicts[metric]
+
+
+@pytest.mark.parametrize(
+    ("metric", "shift", "spread", "word"),
+    [
+        ("completion_tokens", -0.2, 0.05, "better"),
+        ("completion_tokens", 0.2, 0.05, "worse"),
+        ("completion_bytes_per_s", 0.2, 0.05, "better"),
+        ("completion_tokens", 0.001, 0.01, "equivalent"),
+        ("completion_tokens", 0.005, 0.3, "inconclusive"),
+        ("base_completion_tokens", 0.2, 0.05, "higher"),
+    ],
+)
+def test_words(metric: str, shift: float, spread: float, word: str) -> None:
+    found = verdict(metric, ratio(shift, spread))
+    assert found.word == word
+    assert found.is_open == (word == "inconclusive")
+
+
+def test_a_real_difference_within_the_margin_is_equivalent() -> None:
+    """It is both significant and too small to matter: the margin decides."""
+    effect = ratio(0.005, 0.002)
+    assert effect.p is not None
+    assert effect.p < 0.001
+    assert verdict("completion_tokens", effect).word == "equivalent"
+    strict = Judgement(margins={"completion_tokens": 0.004})
+    assert verdict("completion_tokens", effect, strict).word == "worse"
+
+
+def test_directions_and_margins_are_the_spec_s() -> None:
+    judgement = Judgement(directions={"completion_tokens": "higher"})
+    assert verdict("completion_tokens", ratio(0.2, 0.05), judgement).word == "better"
+    assert verdict("completion_tokens", ratio(0.2, 0.05)).margin == 0.02
+
+
+def test_the_mde_is_what_this_size_of_trial_can_find() -> None:
+    effect = ratio(0.0, 0.1, n=400)
+    found = verdict("completion_tokens", effect)
+    assert effect.se is not None
+    assert found.mde == pytest.approx(math.expm1(2.80 * effect.se), rel=0.01)
+
+
+def test_exactly_equal_needs_no_test() -> None:
+    same = ratio_effect([1.0, 2.0], [1.0, 2.0])
+    assert verdict("completion_tokens", same) == Verdict("exactly equal", "primary", 0.02)
+
+
+@pytest.mark.parametrize(
+    ("change", "num", "word"), [(0.9, 8, "better"), (1.001, 8, "equivalent"), (0.9, 1, None)]
+)
+def test_the_same_change_in_every_unit_is_judged_by_signs(
+    change: float, num: int, word: str | None
+) -> None:
+    sizes = np.arange(1.0, num + 1)
+    effect = ratio_effect(sizes, sizes * change)
+    assert effect.low is None
+    found = verdict("kv_committed_peak_bytes", effect)
+    assert found.word == (word or "inconclusive")
+    if word is None:
+        assert "one unit alone" in (found.reason or "")
+
+
+def test_few_units_can_never_be_sure() -> None:
+    """Five units' signs agree by chance in 6 % of trials, whatever the sizes."""
+    sizes = np.arange(1.0, 6)
+    assert verdict("completion_tokens", ratio_effect(sizes, sizes / 2)).word == "inconclusive"
+
+
+def test_holm_is_over_all_primary_answers_of_all_comparisons() -> None:
+    borderline = replace(ratio(0.05, 0.3), p=0.03)
+    assert verdict("completion_tokens", borderline).word == "worse"
+    several = [comparison(("completion_tokens", borderline), name=f"c{i}") for i in range(2)]
+    for judged in judge(several, Judgement()):
+        assert judged.verdicts["completion_tokens"].word == "inconclusive"
+        assert judged.verdicts["completion_tokens"].p == pytest.approx(0.06)
+
+
+def test_exploratory_metrics_do_not_cost_the_primary_ones() -> None:
+    strong = replace(ratio(0.05, 0.3), p=0.03)
+    found = comparison(("completion_tokens", strong), ("ttft_s", strong), ("tpot_s", strong))
+    [judged] = judge([found], Judgement())
+    assert judged.verdicts["completion_tokens"].p == pytest.approx(0.03)
+    assert judged.verdicts["ttft_s"].family == "exploratory"
+
+
+def test_times_are_withheld_where_the_same_configuration_differs_from_itself() -> None:
+    pair = comparison(("e2e_s", ratio(0.1, 0.01)), name="again", is_duplicate=True)
+    found = comparison(("e2e_s_per_byte", ratio(-0.2, 0.01)), ("completion_tokens", ratio(-1, 0.1)))
+    alarmed, judged = judge([pair, found], Judgement())
+    assert alarmed.verdicts == {}, "an A/A pair has nothing to be judged"
+    assert judged.verdicts["e2e_s_per_byte"].word == "withheld"
+    assert "twice" in (judged.verdicts["e2e_s_per_byte"].reason or "")
+    assert judged.verdicts["completion_tokens"].word == "better"
+    quiet = comparison(("e2e_s", ratio(0.0, 0.01)), name="again", is_duplicate=True)
+    assert judge([quiet, found], Judgement())[1].verdicts["e2e_s_per_byte"].word == "better"
+
+
+@pytest.mark.parametrize(("shift", "word"), [(-0.08, "better"), (-0.2, "withheld")])
+def test_the_length_guard(shift: float, word: str) -> None:
+    found = comparison(
+        ("e2e_s_per_byte", ratio(-0.2, 0.01)), ("base_completion_tokens", ratio(shift, 0.01))
+    )
+    [judged] = judge([found], Judgement())
+    assert judged.verdicts["e2e_s_per_byte"].word == word
+    assert any("guard" in line for line in judged.warnings) == (word == "withheld")
+
+
+def test_planted_effects_through_parquet(tmp_path: Path) -> None:
+    found = findings(make_results(tmp_path / "out"))
+    words = {
+        (j.comparison.configuration, m): v.word for j in found.judged for m, v in j.verdicts.items()
+    }
+    assert words["fast", "completion_tokens"] == "exactly equal"
+    assert words["fast", "e2e_s_per_byte"] == "better"
+    assert words["fast", "kv_committed_peak_bytes"] == "better"
+    assert words["short", "completion_tokens"] == "better"
+    assert words["short", "e2e_s_per_byte"] == "withheld"
+    assert words["short", "bits_per_byte"] == "worse"
+    assert not any(name == "again" for name, _ in words)
+    assert found.alarms == []
+
+
+def test_a_planted_alarm_through_parquet(tmp_path: Path) -> None:
+    def slower(cell: Cell, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+        for row in rows if cell.configuration == "again" else ():
+            for name in ("ttft_s", "tpot_s", "e2e_s"):
+                if name in row:
+                    row[name] *= 1.2
+
+    found = findings(make_results(tmp_path / "out", edit=slower))
+    assert {alarm.metric for alarm in found.alarms} >= {"e2e_s", "tpot_s"}
+    assert found.of("fast").verdicts["e2e_s_per_byte"].word == "withheld"
+
+
+def test_what_is_open_says_what_would_settle_it(tmp_path: Path) -> None:
+    def noisy(cell: Cell, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+        for i, row in enumerate(rows if cell.configuration == "fast" else ()):
+            if "completion_tokens" in row:
+                draw = np.random.default_rng([cell.start + i, cell.seed or 0, 5])
+                row["completion_tokens"] = round(row["completion_tokens"] * draw.lognormal(0, 0.3))
+
+    found = findings(make_results(tmp_path / "out", edit=noisy))
+    open_verdict = found.of("fast").verdicts["completion_tokens"]
+    assert open_verdict.word == "inconclusive"
+    need = found.needs["fast", "completion_tokens"]
+    assert need.num_prompts is not None
+    assert need.num_prompts > 48
+    assert need.num_seeds is None or need.num_seeds > 1
