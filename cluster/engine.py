@@ -235,7 +235,8 @@ class Engine:
             before = [self._start_token()]
         limit = self.lm.context_length
         parts = [(before, after)]
-        if limit is not None and len(before) + len(after) > limit:
+        # The last token is only predicted.
+        if limit is not None and len(before) + len(after) - 1 > limit:
             if context:
                 raise SequenceError(
                     f"context and continuation have {len(before) + len(after)} tokens and the "

@@ -99,6 +99,10 @@ class TaskSource(Frozen):
     include_path: str | None = None
     """Folder of task files beside lm-eval's own."""
     num_fewshot: int = 0
+    is_chat: bool = False
+    """Whether its prompts are rendered by the model's chat template."""
+    trust_remote_code: bool = False
+    """Whether it may fetch metrics from the hub, which are code."""
     version: str = ""
     """As the task's author counts it."""
     lm_eval_version: str = ""
@@ -217,6 +221,8 @@ class Plan(Frozen):
     were added later."""
     analysis: dict[str, Any] = {}
     """How the jobs judge it (`jobs.judgement.Judgement`), as stated when it first ran."""
+    looks: tuple[dict[str, Any], ...] = ()
+    """What the jobs decided before it was extended (`jobs.looks.Look`), the first look first."""
 
     def configuration(self, name: str) -> Configuration:
         return next(c for c in self.configurations if c.name == name)

@@ -3,6 +3,7 @@
 ```
 <output>/manifest.json                                   the plan, versions, hardware
          inputs/prompts.parquet                          the prompts as run
+         extensions/<number>.json  inputs/prompts-<number>.parquet    what was added later
          generations/configuration=c-<name>/part-<key>.parquet
          likelihoods/configuration=c-<name>/part-<key>.parquet
          tables/                                         derived, rebuildable
@@ -32,6 +33,7 @@ from optim.errors import InputError
 
 CELL_FACTS = b"optrial.cell"
 MANIFEST, PROMPTS_FILE, SUCCESS = "manifest.json", "inputs/prompts.parquet", "_SUCCESS"
+EXTENSIONS = "extensions"
 KINDS: tuple[Kind, ...] = ("generations", "likelihoods")
 
 
@@ -100,6 +102,17 @@ class Results:
         text = json.dumps({"key": key, "rows": rows, "sha256": sha256})
         self.store.replace(f"_receipts/{key}.json", text.encode())
 
+    def extend(self, plan: Plan, prompts: Sequence[Mapping[str, Any]]) -> bool:
+        """Add to the trial: its plan is this one from now on; False where another was first.
+
+        Rows of `prompts` come after those that there are.
+        """
+        number = len(self._extension_names()) + 1
+        if prompts:
+            write_prompts(self.store, prompts, _added_prompts(number))
+        text = plan.model_dump_json(indent=1)
+        return self.store.create(f"{EXTENSIONS}/{number:04}.json", text.encode())
+
     # --- reading -------------------------------------------------------------------------------
 
     def manifest(self) -> dict[str, Any]:
@@ -121,7 +134,17 @@ class Results:
         return loaded
 
     def plan(self) -> Plan:
-        return Plan.model_validate(self.manifest()["plan"])
+        """The plan with all that was added to it later."""
+        first = self.manifest()["plan"]
+        extended = self.extensions()
+        return extended[-1] if extended else Plan.model_validate(first)
+
+    def extensions(self) -> list[Plan]:
+        """The plans that each extension left, the first one first."""
+        return [Plan.model_validate_json(self.store.read(name)) for name in self._extension_names()]
+
+    def _extension_names(self) -> list[str]:
+        return sorted(name for name in self.store.list(EXTENSIONS) if name.endswith(".json"))
 
     def parts(self, kind: Kind) -> list[Part]:
         """Every committed part of a kind, by name."""
@@ -151,10 +174,15 @@ class Results:
         empty = schema(kind).insert(0, pa.field("configuration", pa.string())).empty_table()
         return empty.select(["configuration", *columns]) if columns else empty
 
+    def prompt_files(self) -> list[str]:
+        """Where the prompts as run are: those of the trial, then those that were added."""
+        added = [_added_prompts(number) for number in range(1, len(self._extension_names()) + 1)]
+        return [name for name in (PROMPTS_FILE, *added) if self.store.exists(name)]
+
     def prompts(self) -> pa.Table:
-        return pq.read_table(
-            pa.BufferReader(self.store.read(PROMPTS_FILE)), schema=schema("prompts")
-        )
+        files = self.prompt_files() or [PROMPTS_FILE]
+        sources = (pa.BufferReader(self.store.read(name)) for name in files)
+        return pa.concat_tables(pq.read_table(each, schema=schema("prompts")) for each in sources)
 
     def cells(self, kind: Kind = "generations") -> list[dict[str, Any]]:
         """The facts of every committed cell, read from the footers."""
@@ -250,11 +278,17 @@ def encode_part(kind: Kind, rows: Sequence[Mapping[str, Any]], facts: Mapping[st
     return data
 
 
-def write_prompts(store: LocalStore | ObjectStore, rows: Iterable[Mapping[str, Any]]) -> bytes:
+def _added_prompts(number: int) -> str:
+    return f"inputs/prompts-{number:04}.parquet"
+
+
+def write_prompts(
+    store: LocalStore | ObjectStore, rows: Iterable[Mapping[str, Any]], name: str = PROMPTS_FILE
+) -> bytes:
     """Freeze the prompts as run; returns the file's bytes."""
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema("prompts"))
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     data: bytes = sink.getvalue().to_pybytes()
-    store.replace(PROMPTS_FILE, data)
+    store.replace(name, data)
     return data

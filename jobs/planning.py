@@ -18,11 +18,13 @@ from cluster.plan import (
     OptimizationSettings,
     Plan,
     WorkerResources,
+    decisive_dataset,
     digest,
 )
 from jobs.configurations import expand
 from jobs.prompts import PromptRow, load
 from jobs.spec import DatasetSpec, TrialSpec
+from jobs.task_dataset import task_dataset
 from optim.errors import InputError
 
 
@@ -45,8 +47,7 @@ def make_plan(spec: TrialSpec, spec_path: str | Path) -> tuple[Plan, list[dict[s
         "code": _code_version(),
         "model": _model_identity(model),
         "configurations": [_without_places(c.model_dump(mode="json")) for c in configurations],
-        # Scorers read what was written, so they decide none of it.
-        "datasets": [d.model_dump(mode="json", exclude={"scorers"}) for d in datasets],
+        "datasets": [d.identity() for d in datasets],
         "seeds": spec.seeds,
         "generation": generation.model_dump(mode="json"),
         "likelihoods": spec.likelihoods,
@@ -201,6 +202,11 @@ def _datasets(
     datasets: list[Dataset] = []
     rows: list[dict[str, Any]] = []
     for wanted in spec.datasets:
+        if wanted.task is not None:
+            made, own = task_dataset(wanted, spec, model, len(rows))
+            datasets.append(made)
+            rows.extend(row.as_dict() for row in own)
+            continue
         own = load(wanted, tokenizer)
         datasets.append(
             Dataset(
@@ -208,7 +214,7 @@ def _datasets(
                 num_prompts=len(own),
                 first_row=len(rows),
                 num_shards=min(wanted.shards, len(own)),
-                fingerprint=_dataset_fingerprint(own),
+                fingerprint=dataset_fingerprint(own),
                 scorers=wanted.scorers,
                 has_targets=any(row.target is not None or row.choices for row in own),
             )
@@ -217,7 +223,8 @@ def _datasets(
     return tuple(datasets), rows
 
 
-def _dataset_fingerprint(rows: Sequence[PromptRow]) -> str:
+def dataset_fingerprint(rows: Sequence[PromptRow]) -> str:
+    """Digest of all that is run of a dataset."""
     total = hashlib.sha256()
     for row in rows:
         # With the dataset's name: two datasets of equal rows must not share cells.
@@ -225,7 +232,7 @@ def _dataset_fingerprint(rows: Sequence[PromptRow]) -> str:
     return total.hexdigest()
 
 
-_UNDECISIVE = {"run_id", "output", "workers", "shuffle_seed", "analysis"}
+_UNDECISIVE = {"run_id", "output", "workers", "shuffle_seed", "analysis", "looks"}
 """Keys of a plan that may differ between two runs of one trial."""
 _ABSENT = object()
 
@@ -256,10 +263,10 @@ def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[
 def _decisive(plan: Mapping[str, Any]) -> dict[str, Any]:
     """What of a plan identifies the trial; the model's fingerprint stands for where it lies."""
     kept = {key: value for key, value in plan.items() if key not in _UNDECISIVE}
+    if not kept.get("seed_arms"):
+        kept.pop("seed_arms", None)
     kept["model"] = {k: v for k, v in plan["model"].items() if k not in {"path", "revision"}}
-    kept["datasets"] = [
-        {k: v for k, v in dataset.items() if k != "scorers"} for dataset in plan["datasets"]
-    ]
+    kept["datasets"] = [decisive_dataset(dataset) for dataset in plan["datasets"]]
     kept["configurations"] = [_without_places(c) for c in plan["configurations"]]
     return kept
 

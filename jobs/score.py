@@ -15,12 +15,14 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from cluster.plan import Plan
-from cluster.results import Results
+from cluster.plan import Configuration, Plan
+from cluster.results import PROMPTS_FILE, Results
 from cluster.schema import FLOAT, INT, TEXT, Column
 from jobs.analysis.effects import Effect, difference_effect, mean_effect
 from jobs.query import connect
 from jobs.scorers import Scorer, answer_index, bits_per_byte, multiple_choice, scorer
+from jobs.task_outcomes import TaskOutcomes, task_outcomes
+from jobs.task_scores import aggregate_difference, aggregate_value, score_rows
 from jobs.wording import NOTHING, interval_text, number_text
 from optim.errors import InputError
 
@@ -47,9 +49,17 @@ SCHEMA = pa.schema(
 def scores(results: Results, names: Sequence[str] | None = None) -> pa.Table:
     """One row per output with a target and scorer; columns as in `SCORES`.
 
-    Without `names`: each dataset's own scorers, and bits per byte where targets were scored by the
-    model. With names: those, on every dataset that has targets.
+    Without `names`: each dataset's own scorers, bits per byte where targets were scored by the
+    model, and the metrics of tasks. With names: those, on every dataset that has targets and is no
+    task.
     """
+    return _collect(results, names)[0]
+
+
+def _collect(
+    results: Results, names: Sequence[str] | None
+) -> tuple[pa.Table, dict[str, TaskOutcomes]]:
+    """All scores, and what those of tasks were made of."""
     plan = results.plan()
     wanted = _wanted(plan, names)
     functions = {
@@ -64,20 +74,30 @@ def scores(results: Results, names: Sequence[str] | None = None) -> pa.Table:
             _output_scores(connection, wanted, functions))]  # fmt: skip
         batches += [pa.RecordBatch.from_pylist(rows, SCHEMA) for rows in _batches(
             _likelihood_scores(connection, wanted))]  # fmt: skip
+        tasks = [] if names else task_outcomes(connection, plan, _prompts(results))
     finally:
         connection.close()
-    return pa.Table.from_batches(batches, SCHEMA)
+    for task in tasks:
+        batches += [pa.RecordBatch.from_pylist(r, SCHEMA) for r in _batches(score_rows(task))]
+    return pa.Table.from_batches(batches, SCHEMA), {task.dataset.name: task for task in tasks}
+
+
+def _prompts(results: Results) -> list[dict[str, Any]]:
+    has_prompts = results.store.exists(PROMPTS_FILE)
+    return results.prompts().to_pylist() if has_prompts else []
 
 
 def _wanted(plan: Plan, names: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
     """Dataset -> its scorers; datasets without targets have none."""
     found = {}
     for dataset in plan.datasets:
-        if dataset.has_targets:
+        if dataset.has_targets and dataset.task is None:
             own = (*dataset.scorers, BITS_PER_BYTE)
             found[dataset.name] = tuple(dict.fromkeys(own if names is None else names))
     if names and not found:
-        raise InputError("no dataset of this trial has targets", source=plan.output, field="target")
+        mend = "Leave `--scorer` out" if any(d.task for d in plan.datasets) else None
+        problem = "no dataset of this trial has targets that a scorer can be given"
+        raise InputError(problem, source=plan.output, field="target", mend=mend)
     return found
 
 
@@ -173,13 +193,11 @@ def score_statistics(results: Results, names: Sequence[str] | None = None) -> li
 
     Values are averaged over seeds first; the unit is the prompt, clustered where the dataset names
     a column. The difference is against the configuration's reference, on prompts that both have.
+    Metrics of tasks that are no means are aggregated by the task: `jobs.task_scores`.
     """
     plan = results.plan()
-    table = scores(results, names)
-    prompts = (
-        results.prompts().to_pylist() if results.store.exists("inputs/prompts.parquet") else []
-    )
-    clusters = {(p["dataset"], p["prompt_id"]): p["cluster"] for p in prompts}
+    table, tasks = _collect(results, names)
+    clusters = {(p["dataset"], p["prompt_id"]): p["cluster"] for p in _prompts(results)}
     means, errors = _prompt_means(table)
     found = []
     for configuration in plan.configurations:
@@ -207,7 +225,19 @@ def score_statistics(results: Results, names: Sequence[str] | None = None) -> li
                         else None,
                     }
                 )
+                task = tasks.get(dataset.name)
+                if task is not None and name not in task.means:
+                    found[-1] |= _aggregated(task, configuration, name)
     return found
+
+
+def _aggregated(task: TaskOutcomes, configuration: Configuration, name: str) -> dict[str, Any]:
+    """Of a metric that is no mean of its documents: the value of all, and how that differs."""
+    vs = configuration.vs
+    return {
+        "mean": aggregate_value(task, configuration.name, name),
+        "difference": aggregate_difference(task, vs, configuration.name, name) if vs else None,
+    }
 
 
 _Key = tuple[str, str, str]

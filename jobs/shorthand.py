@@ -8,13 +8,17 @@ fault it raises ValueError.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import PurePosixPath
 from typing import Any
 
 from jobs.yaml_files import describe
 
 ENGINE_SETTINGS = ("batch_size", "cache", "prefill_chunk")
+_OF_TASKS = {
+    "name", "path", "task", "include_path", "num_fewshot", "chat", "trust_remote_code", "limit",
+    "sample_seed", "shards",
+}  # fmt: skip
 MAX_SEED, MAX_SEEDS = 2**63 - 1, 1_000_000
 
 _SCORER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -97,6 +101,22 @@ def check_scorer(value: str) -> str:
             f"expected a scorer's name, `regex:PATTERN` or `package.module:function`, got '{value}'"
         )
     return value
+
+
+def check_source(given: Collection[str], path: str, task: str | None) -> None:
+    """ValueError unless a dataset has a path or a task, and only keys that belong to it."""
+    if task is None:
+        if not path:
+            raise ValueError("needs a `path`, or the name of a `task`")
+        wrong = sorted({"include_path", "num_fewshot", "chat", "trust_remote_code"} & set(given))
+        if wrong:
+            raise ValueError(f"`{wrong[0]}` belongs to a `task`, and this is a `path`")
+        return
+    if path:
+        raise ValueError("`path` and `task` exclude each other. Keep one of them")
+    wrong = sorted(set(given) - _OF_TASKS)
+    if wrong:
+        raise ValueError(f"a `task` brings its own `{wrong[0]}`. Leave it out")
 
 
 def read_factors(value: Any) -> Any:

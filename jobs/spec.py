@@ -23,6 +23,7 @@ from pydantic import (
 from jobs.judgement import Judgement
 from jobs.shorthand import (
     check_scorer,
+    check_source,
     default_name,
     read_dataset,
     read_factors,
@@ -65,9 +66,21 @@ class DatasetSpec(_Spec):
 
     name: Name = ""
     """Name in the results; by default the path's last part without its suffix."""
-    path: Text
+    path: str = ""
     """A .jsonl, .jsonl.gz, .parquet or .csv file (local, or an address such as s3://…), a dataset
-    id on the hub, or `demo/language`, `demo/networking`, `demo/data`."""
+    id on the hub, or `demo/language`, `demo/networking`, `demo/data`. Needed unless it is a
+    `task`."""
+    task: Text | None = None
+    """Instead of a path: the name of an lm-eval task, which brings prompts, answers and metrics
+    along. Needs `optrial[quality]`."""
+    include_path: Text | None = None
+    """Folder with the files of tasks of your own. Loading a task runs the Python that it names."""
+    num_fewshot: Annotated[Whole, Field(ge=0)] | None = None
+    """Worked examples before each question of a task; by default as many as the task says."""
+    chat: Flag = False
+    """Render a task's prompts by the model's chat template, worked examples as turns."""
+    trust_remote_code: Flag = False
+    """Let a task fetch metrics from the hub, which are code, and run them."""
     subset: str | None = None
     """Subset (configuration) of a hub dataset."""
     split: str | None = None
@@ -104,7 +117,7 @@ class DatasetSpec(_Spec):
     @classmethod
     def _default_name(cls, value: Any) -> Any:
         if isinstance(value, dict) and value.get("name") is None:
-            path = value.get("path")
+            path = value.get("path") or value.get("task")
             if isinstance(path, str):
                 return {**value, "name": default_name(path)}
         return value
@@ -120,6 +133,7 @@ class DatasetSpec(_Spec):
     def _one_source_of_prompts(self) -> DatasetSpec:
         if self.prompt is not None and self.messages is not None:
             raise ValueError("`prompt` and `messages` exclude each other. Keep one of them")
+        check_source(self.model_dump(exclude_defaults=True), self.path, self.task)
         return self
 
 
