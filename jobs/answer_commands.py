@@ -14,6 +14,8 @@ from rich.text import Text
 
 from jobs.console import console
 from jobs.explanation import Paragraph
+from jobs.replay_command import register as register_replay
+from jobs.settle_command import settle
 from optim.errors import InputError
 
 
@@ -182,3 +184,5 @@ def register(app: typer.Typer) -> None:
     app.command()(explain)
     app.command()(compare)
     app.command()(plan)
+    app.command()(settle)
+    register_replay(app)

@@ -42,10 +42,10 @@ def _table(comparison: dict[str, Any]) -> Table:
         title="Means over prompts and seeds", title_justify="left", title_style="bold",
         box=box.SIMPLE_HEAD, pad_edge=False,
     )  # fmt: skip
-    table.add_column("")
-    table.add_column(comparison["vs"], justify="right")
-    table.add_column(comparison["configuration"], justify="right")
-    table.add_column("change, 95 % interval", justify="right")
+    table.add_column("", min_width=22, max_width=24)
+    table.add_column(comparison["vs"], justify="right", no_wrap=True)
+    table.add_column(comparison["configuration"], justify="right", no_wrap=True)
+    table.add_column("change, 95 % interval", justify="right", no_wrap=True)
     table.add_column("verdict", overflow="fold")
     metrics = {metric.name: metric for metric in METRICS}
     rows = {

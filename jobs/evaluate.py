@@ -13,6 +13,7 @@ import platform
 import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from cluster.scheduler import Outcome, Scheduler, preflight
 from cluster.storage import LocalStore
 from jobs.planning import describe_difference, make_plan
 from jobs.ray_session import ray_session, terminated_as_interrupted
-from jobs.spec import TrialSpec, read_spec
+from jobs.spec import DatasetSpec, TrialSpec, read_spec
 from jobs.tables import write_tables
 from optim.errors import InputError
 
@@ -58,6 +59,34 @@ def evaluate(
     plan, prompts = make_plan(spec, source)
     results = Results(plan.output)
     is_new = _check_output(results, plan)
+    freeze = partial(_freeze, results, plan, prompts, spec) if is_new else None
+    outcome = run_missing(
+        plan,
+        results,
+        address=address,
+        on_stage=on_stage,
+        on_progress=on_progress,
+        remote_worker=remote_worker,
+        freeze=freeze,
+    )
+    return results, outcome
+
+
+def run_missing(
+    plan: Plan,
+    results: Results,
+    *,
+    address: str | None = None,
+    on_stage: OnStage = lambda stage: None,
+    on_progress: OnProgress = lambda progress: None,
+    remote_worker: Any = None,
+    freeze: Callable[[list[dict[str, Any]]], None] | None = None,
+) -> Outcome:
+    """Run the cells of a plan that are not committed, then bring the tables up to date.
+
+    `freeze` is called with the workers' hardware once they have loaded the model, before anything
+    runs, where the output is new.
+    """
     worker = {} if remote_worker is None else {"remote_worker": remote_worker}
     progress_file = ProgressFile(results.store)
 
@@ -66,7 +95,7 @@ def evaluate(
         progress_file(progress)
 
     scheduler = Scheduler(plan, results, on_progress=note, **worker)
-    if scheduler.num_pending and not is_new:
+    if scheduler.num_pending and freeze is None:
         done = scheduler.outcome.cells_done
         on_stage(f"resuming: {done} of {scheduler.outcome.cells_total} cells are there already")
     if scheduler.num_pending:
@@ -74,24 +103,32 @@ def evaluate(
             on_stage(preflight(plan))
             on_stage(f"loading the model ({plan.model.path})")
             hardware = scheduler.start()
-            if is_new:
-                _freeze(results, plan, prompts, hardware)
+            if freeze is not None:
+                freeze(hardware)
             on_stage("running")
             try:
                 scheduler.run()
             finally:
                 progress_file(scheduler.progress(), now=True)
-    return results, _finish(results, scheduler.outcome, on_stage)
+    return _finish(results, scheduler.outcome, on_stage)
 
 
 def _finish(results: Results, outcome: Outcome, on_stage: OnStage) -> Outcome:
-    if outcome.cells_done and not (outcome.is_complete and results.store.exists(SUCCESS)):
+    counts = {"cells": outcome.cells_total}
+    if outcome.cells_done and not (outcome.is_complete and _is_marked(results, counts)):
         on_stage("summarising")
         write_tables(results)
         if outcome.is_complete:
-            counts = {"cells": outcome.cells_total, "completed_at": _now()}
-            results.store.replace(SUCCESS, json.dumps(counts).encode())
+            mark = json.dumps({**counts, "completed_at": _now()})
+            results.store.replace(SUCCESS, mark.encode())
     return outcome
+
+
+def _is_marked(results: Results, counts: dict[str, int]) -> bool:
+    """Whether a run that came to at least as much has finished here before."""
+    if not results.store.exists(SUCCESS):
+        return False
+    return bool(json.loads(results.store.read(SUCCESS)).get("cells", 0) >= counts["cells"])
 
 
 def _check_output(results: Results, plan: Plan) -> bool:
@@ -131,22 +168,27 @@ def _check_folder(folder: Path) -> None:
 
 
 def _freeze(
-    results: Results, plan: Plan, prompts: list[dict[str, Any]], hardware: list[dict[str, Any]]
+    results: Results,
+    plan: Plan,
+    prompts: list[dict[str, Any]],
+    spec: TrialSpec,
+    hardware: list[dict[str, Any]],
 ) -> None:
     """Write the prompts as run, then the manifest, which makes the folder a trial's."""
     manifest = {
         "plan": plan.model_dump(mode="json"),
         "prompts": PROMPTS_FILE,
+        "datasets": [_with_place(dataset) for dataset in spec.datasets],
         "versions": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "hardware": {
-            "processor": _processor(),
+            "processor": processor(),
             "cpus": os.cpu_count(),
             "memory_bytes": psutil.virtual_memory().total,
             "workers": hardware,
         },
-        "git": _git_state(),
+        "git": git_state(),
         "created_at": _now(),
     }
     try:
@@ -162,6 +204,15 @@ def _freeze(
         ) from error
 
 
+def _with_place(dataset: DatasetSpec) -> dict[str, Any]:
+    """The dataset's spec, from which more prompts can be drawn wherever one stands."""
+    shown = dataset.model_dump(mode="json", exclude_unset=True)
+    path = shown.get("path")
+    if path is not None and "://" not in path and Path(path).expanduser().exists():
+        shown["path"] = str(Path(path).expanduser().absolute())
+    return {**shown, "name": dataset.name}
+
+
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
@@ -169,7 +220,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name, as its maker gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -178,7 +230,7 @@ def _processor() -> str:
     return names[0] if names else platform.processor()
 
 
-def _git_state() -> dict[str, Any] | None:
+def git_state() -> dict[str, Any] | None:
     """Commit of the code and whether it has changes; None outside a checkout."""
     here = Path(__file__).parent
     try:

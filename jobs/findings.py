@@ -10,6 +10,7 @@ from cluster.plan import Plan
 from jobs.attribution import Attribution, Design, attributions, design_of
 from jobs.comparison import Comparison, compare
 from jobs.judgement import Judgement
+from jobs.looks import Look
 from jobs.needs import Need, need
 from jobs.token_account import TokenAccount, token_account
 from jobs.verdicts import Alarm, Judged, alarms, judge, main_effects
@@ -21,6 +22,8 @@ class Findings:
 
     plan: Plan
     judgement: Judgement
+    looks: tuple[Look, ...]
+    """Those before the present one."""
     judged: list[Judged]
     """Every configuration that has a reference, the A/A pairs first."""
     alarms: list[Alarm]
@@ -40,11 +43,13 @@ def read_findings(connection: duckdb.DuckDBPyConnection, plan: Plan) -> Findings
     """Read and judge all that the connection's views hold."""
     judgement = Judgement.model_validate(plan.analysis)
     found = comparisons(connection, plan)
-    judged = judge(found, judgement)
+    looks = tuple(Look.model_validate(look) for look in plan.looks)
+    judged = judge(found, judgement, looks)
     design = design_of(plan)
     return Findings(
         plan=plan,
         judgement=judgement,
+        looks=looks,
         judged=judged,
         alarms=alarms(found),
         accounts={c.configuration: token_account(connection, c) for c in found},

@@ -10,12 +10,14 @@ import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow.parquet as pq
 
-from cluster.plan import Plan
+from cluster.plan import Kind, Plan
 from cluster.results import Results
 from jobs.analysis.components import Components, variance_components
 from jobs.analysis.power import mde
@@ -135,11 +137,6 @@ def _num_rows(plan: Plan) -> int:
 def _foretold(plan: Plan, results: Results) -> Forecast:
     pilot = results.plan()
     scale = _num_rows(plan) / _num_rows(pilot)
-    stored = sum(
-        len(results.store.read(part.name))
-        for kind in ("generations", "likelihoods")
-        for part in results.parts(kind)
-    )
     connection = connect(results)
     try:
         row = connection.execute("SELECT sum(wall_s) FROM cells").fetchone()
@@ -153,11 +150,40 @@ def _foretold(plan: Plan, results: Results) -> Forecast:
             **counted.__dict__,
             "device_s": device_s,
             "elapsed_s": None if device_s is None else device_s / plan.workers.count,
-            "storage_bytes": round(stored * scale),
+            "storage_bytes": _storage(plan, results),
             "pilot_rows": _num_rows(pilot),
             "visible": visible,
         }
     )
+
+
+def _storage(plan: Plan, results: Results) -> int:
+    """A file per cell has a footer whatever it holds, which in a pilot is most of it."""
+    planned: dict[Kind, list[int]] = {"generations": [0, 0], "likelihoods": [0, 0]}
+    for cell in (cell for block in plan.blocks() for cell in block.cells):
+        planned[cell.kind][0] += 1
+        planned[cell.kind][1] += cell.stop - cell.start
+    total = 0.0
+    for kind, (num_cells, num_prompts) in planned.items():
+        parts = [results.store.read(part.name) for part in results.parts(kind)]
+        prompts = sum(
+            cell.stop - cell.start
+            for block in results.plan().blocks()
+            for cell in block.cells
+            if cell.kind == kind
+        )
+        if not parts:
+            continue
+        files = [pq.ParquetFile(BytesIO(part)).metadata for part in parts]
+        held = sum(
+            file.row_group(i).column(j).total_compressed_size
+            for file in files
+            for i in range(file.num_row_groups)
+            for j in range(file.num_columns)
+        )
+        around = sum(map(len, parts)) - held
+        total += around / len(parts) * num_cells + held / prompts * num_prompts
+    return round(total)
 
 
 def _visible(connection: duckdb.DuckDBPyConnection, plan: Plan) -> tuple[Visible, ...]:
@@ -194,7 +220,7 @@ def _smallest(
     smallest = mde(
         _standard_error(components, num_units, len(plan.seeds)),
         num_units - 1,
-        judgement.alpha,
+        judgement.level(1),
         judgement.power,
     )
     shown = math.expm1(smallest) if metric.is_relative else smallest

@@ -28,6 +28,9 @@ class Judgement(BaseModel):
     """Metric -> which is better, where the default does not fit."""
     alpha: Fraction = 0.05
     """Error rate of verdicts, family-wise over the primary metrics."""
+    reserve: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Share of `alpha` that is kept for later looks: `optrial settle` adds data to what is open,
+    and judges it again. Without any kept (0), it cannot."""
     power: Fraction = 0.8
     """Chance of finding an effect that the planning of prompts and seeds aims at."""
 
@@ -44,6 +47,15 @@ class Judgement(BaseModel):
         for name in values:
             _metric(name)
         return values
+
+    def level(self, look: int) -> float:
+        """α of a look, the first being 1: what is kept is shared out again at every later one.
+
+        They sum to `alpha` at most, so that all looks together are wrong no more often than one
+        would be (Bonferroni); and although the data added depend on what was seen, simulation
+        shows no excess (`tests/test_settle.py`).
+        """
+        return self.alpha * (1 - self.reserve) * self.reserve ** (look - 1)
 
     def margin(self, metric: Metric) -> float:
         return self.margins.get(metric.name, metric.margin)

@@ -56,7 +56,8 @@ def need(
     if num_units < 2:
         return Need(None, None, "one unit alone says nothing of the spread: run a pilot of more")
     components = variance_components(values, units)
-    wanted = _least(components, found, judgement, num_units, len(plan.seeds), num_open)
+    look = len(plan.looks) + 1
+    wanted = _least(components, found, judgement, num_units, len(plan.seeds), num_open, look)
     per_unit = 1.0
     if found.metric.is_timed or found.metric.is_memory:
         per_unit = sum(d.num_prompts for d in plan.datasets) / num_units
@@ -72,11 +73,14 @@ def _least(
     num_units: int,
     num_seeds: int,
     num_open: int,
+    look: int,
 ) -> Needs:
     """Of finding a difference, and of showing equivalence, what takes fewer prompts."""
     size = abs(found.effect.log_estimate or 0.0)
     room = margin_on_scale(found, judgement.margin(found.metric)) - size
-    alpha, power = judgement.alpha / num_open, judgement.power
+    # The next look's, which will judge it; all of α where none is kept for one.
+    alpha = (judgement.level(look + 1) or judgement.alpha) / num_open
+    power = judgement.power
     # Equivalence is two one-sided tests: each at α, and both have to succeed.
     ways = [(size, alpha, power), (room, 2 * alpha, (1 + power) / 2)]
     wanted = [

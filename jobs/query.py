@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cluster.results import PROMPTS_FILE, Results
+from cluster.results import Results
 from cluster.schema import schema
 from cluster.storage import LocalStore, ObjectStore
 from jobs.cells import cells_table
@@ -47,10 +47,9 @@ def connect(results: Results) -> duckdb.DuckDBPyConnection:
         connection.register_filesystem(store.filesystem)
     generations = [part.name for part in results.parts("generations")]
     likelihoods = [part.name for part in results.parts("likelihoods")]
-    prompts = [PROMPTS_FILE] if store.exists(PROMPTS_FILE) else []
     _create_view(connection, store, "generations", generations, with_configuration=True)
     _create_view(connection, store, "likelihoods", likelihoods, with_configuration=True)
-    _create_view(connection, store, "prompts", prompts, with_configuration=False)
+    _create_view(connection, store, "prompts", results.prompt_files(), with_configuration=False)
     connection.register("_cells", cells_table(results))
     connection.execute("CREATE TABLE cells AS SELECT * FROM _cells")
     connection.unregister("_cells")

@@ -36,6 +36,8 @@ def report_data(results: Results) -> dict[str, Any]:
             "answer": headline_answer(found.judged),
             "trial": _trial(connection, results, plan),
             "judgement": found.judgement.model_dump(mode="json"),
+            "looks": [look.model_dump(mode="json") for look in found.looks],
+            "level": found.judgement.level(len(found.looks) + 1),
             "verdicts": verdict_rows(found, primary_only=True),
             "alarms": [asdict(alarm) for alarm in found.alarms],
             "attribution": attribution_data(found),
@@ -200,6 +202,7 @@ def _effect_data(found: Findings, judged: Judged, effect: MetricEffect) -> dict[
         "equivalence_p_adjusted": verdict.equivalence_p if verdict else None,
         "mde": verdict.mde if verdict else None,
         "verdict_reason": verdict.reason if verdict else None,
+        "look": verdict.look if verdict else None,
         "more_prompts": need.num_prompts if need else None,
         "more_seeds": need.num_seeds if need else None,
         "statement": statement(effect),
@@ -209,7 +212,8 @@ def _effect_data(found: Findings, judged: Judged, effect: MetricEffect) -> dict[
 def _scores(results: Results, plan: Plan) -> tuple[list[dict[str, Any]], list[str]]:
     """Scores by the datasets' scorers; bits per byte stands among the metrics already."""
     names = {name for d in plan.datasets if d.has_targets for name in d.scorers}
-    if not names - {BITS_PER_BYTE}:
+    is_task = any(d.task is not None for d in plan.datasets)
+    if not (is_task or names - {BITS_PER_BYTE}):
         return [], []
     try:
         statistics = score_statistics(results)

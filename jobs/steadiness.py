@@ -116,11 +116,12 @@ def _false_alarms(
 
 
 _CELLS = """
-    SELECT c.configuration, c.block, c.order_in_block, avg(g.tpot_s)
+    SELECT c.configuration, [c.dataset, c.shard::VARCHAR, c.seed::VARCHAR], c.order_in_block,
+        avg(g.tpot_s)
     FROM cells c JOIN generations g ON g.cell = c.key
     WHERE c.kind = 'generations' AND c.num_errors = 0 AND g.tpot_s > 0
         AND NOT coalesce(g.warmup, false) AND c.started_at IS NOT NULL
-    GROUP BY c.key, c.configuration, c.block, c.order_in_block, c.started_at
+    GROUP BY c.key, c.configuration, c.dataset, c.shard, c.seed, c.order_in_block, c.started_at
     ORDER BY c.started_at, c.key
 """
 _PAIR = """

@@ -82,11 +82,26 @@ def margin_text(row: dict[str, Any]) -> str:
 
 def verdict_notes(data: dict[str, Any]) -> Iterator[str]:
     """How the verdicts were come by, and what speaks against them."""
-    alpha = data["judgement"]["alpha"]
+    alpha, level = data["judgement"]["alpha"], data["level"]
+    primary = [_METRICS[name].label for name in data["judgement"]["primary"]]
+    now = f"judged at {level * 100:.2g} %" if level < alpha else "judged together"
     yield (
-        f"All verdicts above together are wrong with a chance of {alpha * 100:g} % at most (Holm); "
-        "intervals are each at 95 %."
+        f"Primary verdicts ({', '.join(primary)}; all comparisons together) are {now} (Holm), and "
+        f"wrong with a chance of {alpha * 100:g} % at most; others are exploratory. Intervals are "
+        "each at 95 %."
     )
+    for look in data["looks"]:
+        yield (
+            f"Look {look['number']}, at {look['level'] * 100:.2g} %, decided "
+            f"{plural(len(look['settled']), 'primary verdict')}, which stay; for the "
+            f"{len(look['open'])} that it left open, {plural(look['num_rows'], 'completion')} "
+            "were added."
+        )
+    if not data["looks"] and level < alpha:
+        yield (
+            f"{(alpha - level) * 100:.2g} % of error are kept for later looks at what is open "
+            "(`optrial settle`)."
+        )
     for alarm in data["alarms"]:
         yield (
             f"Alarm: {alarm['configuration']} differs from itself in "

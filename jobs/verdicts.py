@@ -19,11 +19,9 @@ from jobs.analysis.multiplicity import benjamini_hochberg, holm
 from jobs.analysis.power import mde
 from jobs.comparison import Comparison, MetricEffect
 from jobs.judgement import Judgement
+from jobs.looks import Look, Settled, Word, settled
 from jobs.metrics import METRICS
 
-Word = Literal[
-    "better", "worse", "higher", "lower", "equivalent", "exactly equal", "inconclusive", "withheld"
-]
 Family = Literal["primary", "exploratory"]
 ALARM_LEVEL = 0.01
 """Adjusted p of the A/A pair below which its difference of nothing is an alarm."""
@@ -47,6 +45,8 @@ class Verdict:
     """The smallest difference that this many prompts and seeds find with the power asked for."""
     reason: str | None = None
     """Why there is none, or why it is withheld."""
+    look: int | None = None
+    """The earlier look that decided it; None where this one did."""
 
     @property
     def is_open(self) -> bool:
@@ -71,9 +71,18 @@ class Alarm:
     p: float
 
 
-def judge(comparisons: Sequence[Comparison], judgement: Judgement) -> list[Judged]:
-    """Verdicts of all comparisons, A/A pairs without any; one call, as the families span them."""
+def judge(
+    comparisons: Sequence[Comparison],
+    judgement: Judgement,
+    looks: Sequence[Look] = (),
+) -> list[Judged]:
+    """Verdicts of all comparisons, A/A pairs without any; one call, as the families span them.
+
+    What an earlier look decided stays so: only what it left open is judged again, at this look's
+    share of α.
+    """
     raised = alarms(comparisons)
+    decided = settled(looks)
     verdicts: dict[tuple[int, str], Verdict] = {}
     for family in ("primary", "exploratory"):
         found = [
@@ -82,12 +91,19 @@ def judge(comparisons: Sequence[Comparison], judgement: Judgement) -> list[Judge
             if not comparison.is_duplicate
             for effect in main_effects(comparison)
             if (effect.metric.name in judgement.primary) == (family == "primary")
+            if family != "primary" or (comparison.configuration, effect.metric.name) not in decided
         ]
+        level = judgement.level(len(looks) + 1) if family == "primary" else judgement.alpha
         withheld = [_withheld(comparisons[index], effect, raised) for index, effect in found]
         for (index, effect), verdict in zip(
-            found, _family(found, withheld, family, judgement), strict=True
+            found, _family(found, withheld, family, judgement, level), strict=True
         ):
             verdicts[index, effect.metric.name] = verdict
+    for index, comparison in enumerate(comparisons):
+        for effect in main_effects(comparison):
+            before = decided.get((comparison.configuration, effect.metric.name))
+            if before is not None and not comparison.is_duplicate:
+                verdicts[index, effect.metric.name] = _kept(before, effect, judgement)
     return [
         Judged(
             comparison,
@@ -159,6 +175,7 @@ def _family(
     withheld: Sequence[str | None],
     family: Family,
     judgement: Judgement,
+    level: float,
 ) -> list[Verdict]:
     adjust = holm if family == "primary" else benjamini_hochberg
     usable = [reason is None for reason in withheld]
@@ -167,7 +184,7 @@ def _family(
         [_tost(e, judgement) if ok else None for (_, e), ok in zip(found, usable, strict=True)]
     )
     return [
-        _verdict(effect, family, judgement, p[i], same[i], withheld[i])
+        _verdict(effect, family, judgement, p[i], same[i], withheld[i], level)
         for i, (_, effect) in enumerate(found)
     ]
 
@@ -179,19 +196,20 @@ def _verdict(
     p: float | None,
     same: float | None,
     withheld: str | None,
+    level: float,
 ) -> Verdict:
     effect, margin = found.effect, judgement.margin(found.metric)
     if effect.identical:
         return Verdict("exactly equal", family, margin)
-    smallest = _mde(found, judgement)
+    smallest = _mde(found, judgement, level)
     if withheld is not None:
         return Verdict("withheld", family, margin, mde=smallest, reason=withheld)
     if p is None:
         return Verdict("inconclusive", family, margin, reason=effect.reason)
     word: Word = "inconclusive"
-    if same is not None and same <= judgement.alpha:
+    if same is not None and same <= level:
         word = "equivalent"
-    elif p <= judgement.alpha:
+    elif p <= level:
         word = _directed(judgement.direction(found.metric), (effect.estimate or 0) > 0)
     return Verdict(word, family, margin, p, same, smallest)
 
@@ -218,11 +236,24 @@ def margin_on_scale(found: MetricEffect, margin: float) -> float:
     return math.log1p(margin) if found.metric.is_relative else margin
 
 
-def _mde(found: MetricEffect, judgement: Judgement) -> float | None:
+def _kept(before: Settled, found: MetricEffect, judgement: Judgement) -> Verdict:
+    level = judgement.level(before.look)
+    return Verdict(
+        before.word,
+        "primary",
+        judgement.margin(found.metric),
+        before.p,
+        before.equivalence_p,
+        _mde(found, judgement, level),
+        look=before.look,
+    )
+
+
+def _mde(found: MetricEffect, judgement: Judgement, level: float) -> float | None:
     effect: Effect = found.effect
     if effect.se is None or effect.df is None:
         return None
-    smallest = mde(effect.se, effect.df, judgement.alpha, judgement.power)
+    smallest = mde(effect.se, effect.df, level, judgement.power)
     return math.expm1(smallest) if found.metric.is_relative else smallest
 
 

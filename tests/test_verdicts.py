@@ -90,7 +90,7 @@ def test_directions_and_margins_are_the_spec_s() -> None:
 
 def test_the_mde_is_what_this_size_of_trial_can_find() -> None:
     effect = ratio(0.0, 0.1, n=400)
-    found = verdict("completion_tokens", effect)
+    found = verdict("completion_tokens", effect, Judgement(reserve=0))
     assert effect.se is not None
     assert found.mde == pytest.approx(math.expm1(2.80 * effect.se), rel=0.01)
 

@@ -1,0 +1,274 @@
+"""`optrial settle`: run what the open primary verdicts need, and look again.
+
+The extended plan, with what was decided before it, is written before anything runs; running the
+same command again goes on with what is missing of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import duckdb
+
+from cluster.plan import Dataset, Plan
+from cluster.results import Results
+from cluster.scheduler import Outcome
+from jobs.addition import Addition, addition, rows_within
+from jobs.evaluate import OnProgress, run_missing
+from jobs.findings import Findings, read_findings
+from jobs.looks import Look, Settled
+from jobs.planning import dataset_fingerprint
+from jobs.prompts import PromptRow, load
+from jobs.query import connect
+from jobs.spec import DatasetSpec
+from jobs.verdicts import Verdict
+from jobs.yaml_files import validated
+from optim.errors import InputError
+
+OnStage = Callable[[str], None]
+_GIVEN = frozenset({"better", "worse", "higher", "lower", "equivalent"})
+"""Words that a test gave, at the cost of some of α. `exactly equal` needs none, so it is looked at
+anew each time."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """At least one of both; the smaller one counts."""
+
+    max_rows: int | None = None
+    """Completions."""
+    max_device_s: float | None = None
+
+    def rows(self, s_per_row: float | None) -> int:
+        limits = [] if self.max_rows is None else [self.max_rows]
+        if self.max_device_s is not None:
+            limits.append(rows_within(s_per_row, self.max_device_s))
+        if not limits:
+            raise InputError(
+                "there is no budget",
+                field="--max-rows, --max-device-minutes",
+                mend="Give one of them, or both",
+            )
+        return min(limits)
+
+
+@dataclass(frozen=True)
+class Settlement:
+    """What was added, and what became of it."""
+
+    added: Addition | None
+    """None where nothing was open, or where an interrupted addition was finished."""
+    outcome: Outcome | None
+    """None where nothing was run."""
+
+
+def settle(
+    results: Results,
+    budget: Budget,
+    *,
+    is_rehearsal: bool = False,
+    address: str | None = None,
+    on_stage: OnStage = lambda stage: None,
+    on_progress: OnProgress = lambda progress: None,
+    remote_worker: Any = None,
+) -> Settlement:
+    """Add to a trial, and run it; a rehearsal only says what it would add.
+
+    InputError where the trial is not complete, keeps no error for another look, or has no use for
+    the budget.
+    """
+    plan = results.plan()
+    added = None
+    if _is_complete(results, plan):
+        on_stage("judging what there is")
+        plan, prompts, added = _extended(results, plan, budget)
+        if added is None or is_rehearsal:
+            return Settlement(added, None)
+        if not results.extend(plan, [row.as_dict() for row in prompts]):
+            raise InputError(
+                "somebody else has just extended this trial",
+                source=results.output,
+                mend="Run the command again when theirs has ended",
+            )
+    elif not plan.looks:
+        raise InputError(
+            "the trial is not complete, so nothing can be said of what it needs",
+            source=results.output,
+            mend="Finish it first: `optrial evaluate` with its spec",
+        )
+    outcome = run_missing(
+        plan,
+        results,
+        address=address,
+        on_stage=on_stage,
+        on_progress=on_progress,
+        remote_worker=remote_worker,
+    )
+    return Settlement(added, outcome)
+
+
+def _is_complete(results: Results, plan: Plan) -> bool:
+    planned = {cell.key for block in plan.blocks() for cell in block.cells}
+    return planned <= results.committed_keys()
+
+
+def _extended(
+    results: Results, plan: Plan, budget: Budget
+) -> tuple[Plan, list[PromptRow], Addition | None]:
+    connection = connect(results)
+    try:
+        found = read_findings(connection, plan)
+        rows = budget.rows(_seconds_per_row(connection, found))
+    finally:
+        connection.close()
+    if found.needs and found.judgement.reserve == 0:
+        raise InputError(
+            "this trial's first look spent all of α, so another one would raise its error rate",
+            source=results.output,
+            field="analysis.reserve",
+            mend="Run a new trial of more prompts, with `reserve: 0.2`",
+        )
+    sources = _sources(results)
+    added = addition(found, {name: s.num_available() for name, s in sources.items()}, rows)
+    if added is None:
+        return plan, [], None
+    return *_plan_with(plan, found, added, sources), added
+
+
+def _seconds_per_row(connection: duckdb.DuckDBPyConnection, found: Findings) -> float | None:
+    """Engine time of a completion, over the configurations that have something open."""
+    names = {name for name, _ in found.needs}
+    names |= {found.of(name).comparison.vs for name in names}
+    row = connection.execute(
+        "SELECT sum(wall_s) / sum(rows) FROM cells WHERE kind = 'generations' "
+        "AND configuration IN (SELECT unnest($names))",
+        {"names": sorted(names)},
+    ).fetchone()
+    return None if row is None or row[0] is None else float(row[0])
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where more prompts of a dataset come from."""
+
+    spec: DatasetSpec
+    used: frozenset[str]
+    """Ids of those that were run."""
+
+    def rows(self, count: int | None) -> list[PromptRow]:
+        """So many that were not run, in the order of the file; all for None.
+
+        Draws are by hash, so that a larger draw holds the smaller one.
+        """
+        limit = None if count is None else len(self.used) + count
+        drawn = load(self.spec.model_copy(update={"limit": limit}), _no_tokenizer)
+        fresh = [row for row in drawn if row.prompt_id not in self.used and row.error is None]
+        return fresh[:count]
+
+    def num_available(self) -> int:
+        """0 also where the file is gone, or where its prompts are chats."""
+        try:
+            return len(self.rows(None))
+        except InputError:
+            return 0
+
+
+def _no_tokenizer() -> Any:
+    raise InputError("prompts that are chats cannot be added", field="datasets")
+
+
+def _sources(results: Results) -> dict[str, _Source]:
+    """Datasets of which only a part was drawn, by name."""
+    used: dict[str, set[str]] = {}
+    for row in results.prompts().select(["dataset", "prompt_id"]).to_pylist():
+        used.setdefault(_origin(row["dataset"]), set()).add(row["prompt_id"])
+    given = [validated(DatasetSpec, each, results.output) for each in _dataset_specs(results)]
+    return {
+        spec.name: _Source(spec, frozenset(used.get(spec.name, ())))
+        for spec in given
+        if spec.task is None and spec.limit is not None
+    }
+
+
+def _dataset_specs(results: Results) -> list[dict[str, Any]]:
+    return list(results.manifest().get("datasets", []))
+
+
+def _origin(dataset: str) -> str:
+    return dataset.split("+")[0]
+
+
+def _plan_with(
+    plan: Plan, found: Findings, added: Addition, sources: Mapping[str, _Source]
+) -> tuple[Plan, list[PromptRow]]:
+    number = len(plan.looks) + 1
+    seeds = tuple(max(plan.seeds) + 1 + i for i in range(len(added.seeds)))
+    datasets: list[Dataset] = []
+    rows: list[PromptRow] = []
+    first_row = sum(d.num_prompts for d in plan.datasets)
+    for name, count in added.prompts.items():
+        dataset, own = _more_of(plan.dataset(name), sources[name].rows(count), number, first_row)
+        datasets.append(dataset.model_copy(update={"arms": added.configurations}))
+        rows.extend(own)
+        first_row += len(own)
+    look = Look(
+        number=number,
+        level=found.judgement.level(number),
+        settled=tuple(_settled(found, number)),
+        open=added.settles + added.left_open,
+        configurations=added.configurations,
+        seeds=seeds,
+        num_prompts=len(rows),
+        num_rows=added.num_rows,
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    update = {
+        "seeds": plan.seeds + seeds,
+        "seed_arms": plan.seed_arms | dict(zip(seeds, added.seeds, strict=True)),
+        "datasets": plan.datasets + tuple(datasets),
+        "looks": (*plan.looks, look.model_dump(mode="json")),
+    }
+    return plan.model_copy(update=update), rows
+
+
+def _more_of(
+    dataset: Dataset, rows: list[PromptRow], number: int, first_row: int
+) -> tuple[Dataset, list[PromptRow]]:
+    """A dataset of its own, with shards of the same size."""
+    name = f"{dataset.name}+{number}"
+    own = [replace(row, dataset=name, row=i) for i, row in enumerate(rows)]
+    size = max(1, dataset.num_prompts // dataset.num_shards)
+    made = dataset.model_copy(
+        update={
+            "name": name,
+            "num_prompts": len(own),
+            "first_row": first_row,
+            "num_shards": -(-len(own) // size),
+            "fingerprint": dataset_fingerprint(own),
+        }
+    )
+    return made, own
+
+
+def _settled(found: Findings, number: int) -> list[Settled]:
+    """Primary verdicts that this look gives; those of earlier looks are in theirs."""
+    return [
+        Settled(
+            configuration=judged.comparison.configuration,
+            metric=metric,
+            word=verdict.word,
+            look=number,
+            p=verdict.p,
+            equivalence_p=verdict.equivalence_p,
+        )
+        for judged in found.judged
+        for metric, verdict in judged.verdicts.items()
+        if _is_given(verdict)
+    ]
+
+
+def _is_given(verdict: Verdict) -> bool:
+    return verdict.family == "primary" and verdict.look is None and verdict.word in _GIVEN

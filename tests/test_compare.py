@@ -1,0 +1,144 @@
+"""`compare` and `plan`: a comparison without a spec, and what a trial costs before it runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from program import Run
+
+from cluster.results import Results
+from jobs.compare import BASELINE, OPTIMIZED, Choice, check, spec_of
+from jobs.forecast import forecast
+from jobs.forecast_display import clock_text
+from optim.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.jsonl"
+    rows = ({"id": f"p{i}", "prompt": f"prompt {i}", "target": " x"} for i in range(16))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_compare_end_to_end(
+    run: Run, tmp_path: Path, tiny_model_folder: Path, prompts: Path
+) -> None:
+    words = [
+        "compare", "--model", tiny_model_folder, "--vattention", "--prompts", prompts,
+        "--seeds", "2", "--max-new-tokens", "6", "--output", tmp_path / "out",
+    ]  # fmt: skip
+    code, out, err = run(*words)
+    assert code == 0, err
+    table = out[: out.index("why") if "why" in out else out.index("does it change")]
+    for label in ("prompt tokens", "completion tokens", "prompt and completion", "KV memory held"):
+        assert label in table
+    assert "exactly equal" in table
+    assert "vattention: it only keeps keys and values" in " ".join(out.split())
+    plan = Results(str(tmp_path / "out")).plan()
+    assert {c.name for c in plan.configurations} >= {BASELINE, OPTIMIZED}
+    code, out, _ = run(*words)
+    assert code == 0, "a second time, nothing is run again"
+    assert "0 of 32 texts" in " ".join(out.split())
+
+
+def test_compare_prepares_what_larosa_needs(
+    run: Run, tmp_path: Path, tiny_model_folder: Path, prompts: Path
+) -> None:
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n\n".join(f"text number {i} of many " * 40 for i in range(40)))
+    code, _, err = run(
+        "compare", "--model", tiny_model_folder, "--larosa-sparsity", "0.5",
+        "--prompts", prompts, "--corpus", corpus, "--seeds", "1", "--max-new-tokens", "4",
+        "--limit", "8", "--output", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 0, err
+    assert (tmp_path / "out-artifacts" / "larosa").is_dir()
+    plan = Results(str(tmp_path / "out")).plan()
+    [chosen] = plan.configuration(OPTIMIZED).optimizations
+    assert (chosen.name, chosen.settings["sparsity"]) == ("larosa", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("choice", "field"),
+    [
+        (Choice("demo"), "--vattention"),
+        (Choice("demo", larosa="x"), "--larosa"),
+        (Choice("demo", larosa_sparsity=1.5), "--larosa-sparsity"),
+        (Choice("demo", patch_tokenizer="/nowhere"), "--patch-tokenizer"),
+        (Choice("some/model", vattention=True), "--prompts"),
+    ],
+)
+def test_bad_choices_name_the_option(choice: Choice, field: str) -> None:
+    with pytest.raises(InputError) as raised:
+        check(choice)
+    assert field in str(raised.value)
+
+
+def test_a_choice_is_the_spec_that_it_stands_for() -> None:
+    spec = spec_of(Choice("demo", vattention=True, seeds=5, batch_size=2), ["vattention"])
+    assert len(spec.datasets) == 3
+    assert len(spec.seeds) == 5
+    [_, optimized] = spec.configurations
+    assert optimized.name == OPTIMIZED
+
+
+@pytest.fixture
+def spec(tmp_path: Path, tiny_model_folder: Path, prompts: Path) -> Path:
+    data = {
+        "model": str(tiny_model_folder),
+        "datasets": [{"path": str(prompts), "shards": 8}],
+        "configurations": [
+            {"name": "baseline"},
+            {"name": "cached", "optimizations": ["vattention"]},
+        ],
+        "seeds": 4,
+        "generation": {"max_new_tokens": 6, "temperature": 0.8},
+        "output": str(tmp_path / "out"),
+    }
+    path = tmp_path / "trial.yaml"
+    path.write_text(yaml.safe_dump(data), encoding="utf-8")
+    return path
+
+
+def test_a_forecast_from_a_pilot(spec: Path, tmp_path: Path) -> None:
+    found = forecast(spec, pilot_prompts=6, pilot_seeds=2)
+    assert found.num_rows == 3 * 16 * 4
+    assert found.pilot_rows == 3 * 6 * 2
+    assert found.device_s is not None
+    assert found.device_s > 0
+    tokens = next(v for v in found.visible if v.metric == "completion_tokens")
+    assert (tokens.configuration, tokens.smallest, tokens.is_enough) == ("cached", 0.0, True)
+    time = next(v for v in found.visible if v.metric == "e2e_s_per_byte")
+    assert time.smallest is None or time.smallest > 0
+    assert not (tmp_path / "out").exists(), "a pilot leaves nothing"
+
+
+def test_storage_is_foretold_within_a_quarter(spec: Path, run: Run, tmp_path: Path) -> None:
+    found = forecast(spec, pilot_prompts=6, pilot_seeds=2)
+    assert run("evaluate", spec)[0] == 0
+    parts = [*(tmp_path / "out").glob("generations/**/*.parquet")]
+    parts += (tmp_path / "out").glob("likelihoods/**/*.parquet")
+    stored = sum(path.stat().st_size for path in parts)
+    assert found.storage_bytes == pytest.approx(stored, rel=0.25)
+
+
+def test_counting_needs_no_pilot(spec: Path, run: Run) -> None:
+    code, out, _ = run("plan", spec, "--pilot-prompts", "0")
+    assert code == 0
+    assert "192 completions" in out
+    assert "Without a pilot" in out
+    code, out, _ = run("plan", spec, "--pilot-prompts", "0", "--json")
+    assert json.loads(out)["num_seeds"] == 4
+    assert run("plan", spec, "--pilot-prompts", "-1")[0] == 2
+
+
+def test_clock_text() -> None:
+    assert clock_text(90) == "90.00 s"
+    assert clock_text(600) == "10 min"
+    assert clock_text(36_000) == "10.0 h"
