@@ -105,29 +105,32 @@ def report(
 ) -> None:
     """Print what a trial found: verdicts, differences, and each configuration's figures."""
     from cluster.results import Results
+    from jobs.claims_table import claims_data
     from jobs.report import print_report
     from jobs.report_data import report_data
     from jobs.tables import update_tables
+    from jobs.whole_file import require_place
 
+    for file in filter(None, (html, markdown)):
+        require_place(file)
     results = Results(directory)
     checked = _checked(results, claims)
-    data = None if html and not (as_json or markdown) else report_data(results)
+    data = report_data(results)
     if (problem := update_tables(results, data)) is not None:
         Console(stderr=True, soft_wrap=True).print(problem, style="yellow", markup=False)
+    if checked is not None:
+        data["claims"] = claims_data(checked)
     if html is not None:
         from jobs.page import write_page
 
-        write_page(results, html)
+        write_page(results, html, data)
     if markdown is not None:
         from jobs.report_markdown import write_markdown
 
-        write_markdown(data or {}, markdown)
+        write_markdown(data, markdown)
     if as_json:
-        from jobs.claims_table import claims_data
-
-        shown = data if checked is None else {**(data or {}), "claims": claims_data(checked)}
-        typer.echo(json.dumps(shown, indent=1))
-    elif data is not None and html is None and markdown is None:
+        typer.echo(json.dumps(data, indent=1))
+    elif html is None and markdown is None:
         print_report(data, console())
     _close_with_claims(checked, gate=gate, quiet=as_json)
 

@@ -104,6 +104,10 @@ def _checked(
     cells: dict[frozenset[str], str],
     arms: Sequence[Configuration],
 ) -> Design:
+    if not factors:
+        return Design(
+            factors, cells, reason="no factor is on in some configurations and off in others"
+        )
     if len(factors) < 2:
         return Design(factors, cells, reason="there is one factor: its effect is the comparison's")
     names = list(factors)

@@ -94,7 +94,8 @@ def paired_cells(
 ) -> PairedCells:
     """Sums (time, output) and means of peaks (memory) over the seeds of a shard.
 
-    Without cells where one side failed more often: what did not run took no time and no memory.
+    Without cells where one side failed more often, or every row did: what did not run took no time
+    and no memory.
     """
     columns = [(c, "sum") for c in CELL_TOTALS] + [(c, "avg") for c in CELL_PEAKS]
     values = ", ".join(
@@ -108,6 +109,7 @@ def paired_cells(
         FROM cells o JOIN cells r USING (dataset, shard, seed, kind)
         WHERE o.configuration = ? AND r.configuration = ? AND o.kind = 'generations'
             AND o.num_errors IS NOT DISTINCT FROM r.num_errors
+            AND coalesce(o.num_errors, 0) < o.rows
         GROUP BY o.dataset, o.shard ORDER BY o.dataset, o.shard
         """,
         [configuration, reference],

@@ -14,8 +14,9 @@ from jobs.analysis.effects import Effect
 from jobs.analysis.intervals import NO_SPREAD
 from jobs.metrics import METRICS, Metric
 from jobs.report_data import report_data
+from jobs.trial_words import headline, shortcomings
 from jobs.verdict_tables import attribution_table, verdict_notes, verdict_tables
-from jobs.wording import interval_text, number_text, percent_text, plural
+from jobs.wording import interval_text, number_text, percent_text
 
 # So that the tables of several comparisons line up below one another, within 100 columns.
 _LABEL_WIDTH = max(len(metric.label) for metric in METRICS)
@@ -30,16 +31,14 @@ def report(results: Results, console: Console) -> None:
 def print_report(data: dict[str, Any], console: Console) -> None:
     """Print what `report_data` gives."""
     _print(console, data["answer"], style="bold")
-    _print(console, _headline(data["trial"]))
-    for line in _progress(data["trial"]):
+    _print(console, " · ".join(headline(data["trial"])))
+    for line in shortcomings(data["trial"]):
         _print(console, line, style="yellow")
     if data["trial"]["rows"]:
         _print_verdicts(data, console)
         console.print()
         for comparison in data["comparisons"]:
             _print(console, "• " + comparison["answer"])
-        if not data["comparisons"]:
-            _print(console, "One configuration alone: there is nothing to compare it with.")
         _print_tables(data, console)
     for note in data["notes"]:
         _print(console, note, style="yellow")
@@ -72,30 +71,6 @@ def _print_tables(data: dict[str, Any], console: Console) -> None:
 def _print(console: Console, text: str, style: str = "") -> None:
     # As Text, so that brackets in names and intervals are not read as markup.
     console.print(Text(text, style=style), soft_wrap=False)
-
-
-def _headline(trial: dict[str, Any]) -> str:
-    devices = " and ".join(trial["devices"]) or "no device yet"
-    parts = [
-        f"{trial['model']} on {devices}",
-        plural(trial["num_configurations"], "configuration"),
-        f"{plural(trial['num_prompts'], 'prompt')} × {plural(trial['num_seeds'], 'seed')} "
-        f"({', '.join(trial['datasets'])})",
-        f"{plural(trial['rows'], 'row')}, {plural(trial['num_errors'], 'error')}",
-    ]
-    return " · ".join(parts)
-
-
-def _progress(trial: dict[str, Any]) -> list[str]:
-    done, planned = trial["cells_done"], trial["cells_planned"]
-    lines = []
-    if done < planned:
-        lines.append(f"Not complete: {done:,} of {planned:,} planned cells are there.")
-    if not trial["rows"]:
-        lines.append("There are no rows yet.")
-    elif trial["rows"] == trial["num_errors"]:
-        lines.append("Every row has an error, so there is nothing to measure.")
-    return lines
 
 
 def _table(title: str) -> Table:

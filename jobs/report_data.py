@@ -5,6 +5,7 @@ Relative effects are fractions, times seconds, memory bytes. A/A pairs come firs
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -56,7 +57,16 @@ def report_data(results: Results) -> dict[str, Any]:
         connection.close()
     data["scores"], score_notes = _scores(results, plan)
     data["notes"] = notes + score_notes
-    return data
+    return {key: _finite(value) for key, value in data.items()}
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for every number that is none, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def verdict_rows(found: Findings, *, primary_only: bool) -> list[dict[str, Any]]:

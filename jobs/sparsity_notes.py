@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import duckdb
 
-from jobs.wording import number_text
-
 
 def sparsity_notes(connection: duckdb.DuckDBPyConnection) -> list[str]:
     """Per configuration that masks activations: how much was dropped, what it saved and cost."""
@@ -21,13 +19,14 @@ def sparsity_notes(connection: duckdb.DuckDBPyConnection) -> list[str]:
 
 
 def _note(name: str, sparsity: float, skipped: float | None, choosing: float | None) -> str:
-    text = f"{name}: {sparsity:.1%} of the weights of attention and MLP had an input of zero"
+    share = f"{sparsity * 100:.1f} %"
+    text = f"{name}: {share} of the weights of attention and MLP had an input of zero"
     if skipped is None:
         return f"{text}."
     if skipped:
-        text += f", {skipped:.1%} of their bytes were not read"
+        text += f", {skipped * 100:.1f} % of their bytes were not read"
     else:
         text += ", but all of them were read: at this batch size dense products were used"
     if choosing:
-        text += f"; choosing took {number_text(100 * choosing)} % of the time"
+        text += f"; choosing took {100 * choosing:.1f} % of the time"
     return f"{text}."

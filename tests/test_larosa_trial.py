@@ -205,7 +205,7 @@ def test_the_report_states_the_sparsity(ran: Run) -> None:
     assert notes.keys() == MASKED
     dropped = {c["configuration"]: c["sparsity"] for c in ran.cells("generations")}
     for name, note in notes.items():
-        share = f"{dropped[name]:.1%}"
+        share = f"{dropped[name] * 100:.1f} %"
         assert f"{share} of the weights of attention and MLP had an input of zero" in note
         assert "% of their bytes were not read" in note
         assert "% of the time" in note

@@ -1,0 +1,120 @@
+"""The page's forest plots: every effect with its interval, and scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jobs.page_parts import Cell, Figure, Fold, Part, Prose, Row, Section, Table, table
+from jobs.page_plots import Interval, intervals
+from jobs.page_verdicts import exploratory
+from jobs.page_words import METRIC, change, change_axis, finite, label, shape, verdict_cell
+from jobs.page_words import look as verdict_look
+from jobs.wording import NOTHING, number_text
+
+Data = dict[str, Any]
+
+_EXPLAINED = (
+    "Points are changes of totals, paired by prompt and seed; lines are 95 % intervals; the shaded "
+    "band is ±δ, the differences that do not matter."
+)
+
+
+def effects(data: Data) -> Section:
+    """A forest plot per metric, the primary ones first and the others folded."""
+    primary = data["judgement"]["primary"]
+    shown = [f for f in (_forest(data, m) for m in METRIC if m in primary) if f is not None]
+    others = [f for f in (_forest(data, m) for m in METRIC if m not in primary) if f is not None]
+    parts: list[Part] = []
+    if not shown and not others:
+        nothing = "There are no effects yet: that takes rows of a configuration and its reference."
+        parts.append(Prose(nothing, "nothing"))
+    else:
+        parts.append(Prose(_EXPLAINED, "quiet"))
+    parts += shown
+    rest: list[Part] = [each for each in (exploratory(data),) if each is not None]
+    rest += others
+    if rest:
+        parts.append(Fold("All other metrics, exploratory", rest))
+    if data["scores"]:
+        parts.append(_scores(data["scores"]))
+    return Section("effects", "Effects and their uncertainty", parts)
+
+
+def effect_of(comparison: Data, metric: str) -> Data | None:
+    """The metric's main effect, where there is an estimate."""
+    for row in comparison["effects"]:
+        if row["metric"] == metric and row["statistic"] != "geometric mean":
+            return row if finite(row["estimate"]) is not None else None
+    return None
+
+
+def forest(name: str, title: str, metric: str, rows: list[tuple[str, Data]]) -> Figure:
+    """One metric's effects; rows are (label, effect)."""
+    kind = METRIC[metric]
+    margins = [row["margin"] for _, row in rows if row["margin"] is not None]
+    band = None
+    if margins:
+        band = (1 / (1 + margins[0]) - 1 if kind.is_relative else -margins[0], margins[0])
+    drawn = [
+        Interval(
+            text,
+            row["estimate"],
+            finite(row["low"]),
+            finite(row["high"]),
+            row["verdict"] or "",
+            shape(row["verdict"]),
+            verdict_look(row["verdict"])[0],
+        )
+        for text, row in rows
+    ]
+    axis = change_axis(kind, "change" if kind.is_relative else "difference")
+    svg = intervals(name, title, drawn, axis, band)
+    numbers: list[Row] = [
+        [
+            Cell(text, "key"),
+            kind.show(row["reference_mean"]),
+            kind.show(row["mean"]),
+            Cell(change(row), "num", note=row["reason"] or ""),
+            verdict_cell(row["verdict"]),
+        ]
+        for text, row in rows
+    ]
+    columns = ("Configuration", "Reference", "Mean", "Change, 95 % interval", "Verdict")
+    return Figure(title, svg, table(f"{title}: numbers", columns, numbers))
+
+
+def _forest(data: Data, metric: str) -> Figure | None:
+    rows = []
+    for comparison in data["comparisons"]:
+        effect = None if comparison["is_duplicate"] else effect_of(comparison, metric)
+        if effect is not None:
+            rows.append((comparison["configuration"], effect))
+    if not rows:
+        return None
+    text = label(metric)
+    return forest(f"effect-{metric}", text[:1].upper() + text[1:], metric, rows)
+
+
+def _scores(scores: list[Data]) -> Table:
+    rows: list[Row] = []
+    for row in sorted(scores, key=lambda row: (row["scorer"], row["dataset"])):
+        own, difference = row["mean"], row["difference"]
+        shown = "reference"
+        if difference is not None:
+            shown = number_text(difference["estimate"], sign=True)
+            if difference["identical"]:
+                shown = "exactly 0"
+            elif difference["low"] is not None:
+                bounds = [number_text(difference[end], sign=True) for end in ("low", "high")]
+                shown = f"{shown} [{bounds[0]}, {bounds[1]}]"
+        rows.append(
+            [
+                Cell(f"{row['scorer']} on {row['dataset']}", "key"),
+                Cell(row["configuration"]),
+                f"{own['num_units']:,}",
+                number_text(own["estimate"]) if own["estimate"] is not None else NOTHING,
+                shown,
+            ]
+        )
+    columns = ("Scorer", "Configuration", "Prompts", "Mean", "Difference, 95 % interval")
+    return table("Scores of outputs", columns, rows)
