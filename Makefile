@@ -31,7 +31,7 @@ demo: $(STAMP)
 	$(BIN)/optrial evaluate examples/demo.yaml --claims authors --no-gate
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -52,6 +52,8 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.sparsity_quality
 	$(BIN)/python -m benchmarks.vocabulary
 	$(BIN)/python -m benchmarks.adaptation_quality --mib 0.35
+	$(BIN)/python -m benchmarks.statistics
+	$(BIN)/python -m benchmarks.summary
 
 docs: $(STAMP)
 	$(BIN)/python -m docs.generate

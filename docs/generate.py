@@ -9,7 +9,7 @@ from typing import Any
 from cluster.schema import GENERATIONS, LIKELIHOODS, PROMPTS, Column
 from jobs.cells import CELLS
 from jobs.spec import json_schema
-from jobs.summary import columns_markdown
+from jobs.tables import tables_markdown
 from optim.registry import BUILT_IN
 
 HERE = Path(__file__).parent
@@ -100,7 +100,7 @@ PAGES = {
     "optimizations.md": optimizations_page,
     "results.md": results_page,
     "spec.md": spec_page,
-    "summary.md": columns_markdown,
+    "tables.md": tables_markdown,
 }
 
 

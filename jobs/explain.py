@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from cluster.plan import Configuration
 from cluster.results import Results
-from jobs.analysis.effects import Effect
+from jobs.analysis.effects import FEWEST_FOR_SIGNS, Effect
 from jobs.analysis.factorial import Contrast
 from jobs.answers import effect_phrase
 from jobs.attribution import Attribution
@@ -297,10 +297,12 @@ def _chance(found: Findings, effect: MetricEffect, verdict: Verdict | None) -> I
             f"{smallest} would mostly be missed here."
         )
     if verdict is not None and verdict.p is not None:
+        is_coarse = effect.effect.num_clusters < FEWEST_FOR_SIGNS
+        way = "by the interval" if is_coarse else "sign flips"
         is_primary = verdict.family == "primary"
         yield (
             f"Chance alone would give as much in {_chance_text(verdict.p)} of such trials "
-            f"(sign flips, {'all primary answers together' if is_primary else 'exploratory'})."
+            f"({way}, {'all primary answers together' if is_primary else 'exploratory'})."
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import duckdb
 
+from jobs.analysis.quantiles import order_levels
 from jobs.wording import bytes_text, duration_text, number_text
 
 Source = Literal["row", "time", "rate", "per", "peak", "quality"]
@@ -137,27 +138,50 @@ def column(name: str, side: str = "") -> str:
 
 
 Described = dict[str, dict[str, Any]]
-"""Configuration -> n, mean, p50, p95 of one metric."""
+"""Configuration -> n, mean, p50, p95 of one metric, and the bounds of the two."""
+_QUANTILES = {"p50": 0.5, "p95": 0.95}
 
 
 def describe(connection: duckdb.DuckDBPyConnection, metric: Metric) -> Described:
-    """Each configuration's n, mean, median and 95th percentile.
+    """Each configuration's n, mean, median and 95th percentile with their 95 % intervals.
 
-    The mean of a rate is total amount over total time, its quantiles are those of cells.
+    The mean of a rate is total amount over total time, its quantiles are those of cells. Intervals
+    are order statistics at ranks that count prompts (or shards) rather than rows, as those of one
+    prompt are alike; null where there are too few.
     """
     value, mean, source = _selection(metric)
-    rows = connection.execute(
-        f"""
-        SELECT configuration, count({value}), {mean}, quantile_cont({value}, 0.5),
-            quantile_cont({value}, 0.95)
-        FROM {source} GROUP BY configuration
-        """
+    unit = "shard" if metric.source in ("rate", "peak") else "prompt_id"
+    units = connection.execute(
+        f"SELECT configuration, count(DISTINCT (dataset, {unit})) FILTER ({value} IS NOT NULL) "
+        f"FROM {source} GROUP BY configuration"
     ).fetchall()
-    return {
-        row[0]: dict(zip(("n", "mean", "p50", "p95"), row[1:], strict=True))
-        for row in rows
-        if row[1]
-    }
+    found: Described = {}
+    for configuration, num_units in units:
+        ranks = {name: order_levels(num_units, q) for name, q in _QUANTILES.items()}
+        levels = [level for pair in ranks.values() if pair for level in pair]
+        row = connection.execute(
+            f"""
+            SELECT count({value}), {mean}, quantile_cont({value}, $levels)
+            FROM {source} AND configuration = $configuration
+            """,
+            {"configuration": configuration, "levels": [*_QUANTILES.values(), *levels]},
+        ).fetchone()
+        if row and row[0]:
+            found[configuration] = _described(row, ranks)
+    return found
+
+
+def _described(
+    row: tuple[Any, ...], ranks: dict[str, tuple[float, float] | None]
+) -> dict[str, Any]:
+    num, mean, quantiles = row
+    values = iter(quantiles)
+    shown: dict[str, Any] = {"n": num, "mean": mean}
+    shown |= {name: next(values) for name in ranks}
+    for name, pair in ranks.items():
+        low, high = (next(values), next(values)) if pair else (None, None)
+        shown |= {f"{name}_low": low, f"{name}_high": high}
+    return shown
 
 
 def _selection(metric: Metric) -> tuple[str, str, str]:

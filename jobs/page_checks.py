@@ -9,8 +9,8 @@ from jobs.page_effects import effect_of
 from jobs.page_parts import Cell, Figure, Part, Prose, Row, Section, Table, table
 from jobs.page_plots import Interval, intervals
 from jobs.page_svg import Axis
-from jobs.page_words import METRIC, change, finite, label, p_text, percent_tick
-from jobs.wording import percent_text, plural
+from jobs.page_words import METRIC, change, finite, label, percent_tick
+from jobs.wording import p_text, percent_text, plural
 
 Data = dict[str, Any]
 

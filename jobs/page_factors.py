@@ -16,9 +16,9 @@ from jobs.page_words import (
     label,
     log_axis,
     natural,
-    p_text,
     share_text,
 )
+from jobs.wording import p_text
 
 Data = dict[str, Any]
 

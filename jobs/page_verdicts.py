@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from jobs.page_parts import Cell, Definitions, Group, Part, Prose, Section, Table, table
-from jobs.page_words import METRIC, change, estimate_text, label, p_text, verdict_cell
+from jobs.page_words import METRIC, change, estimate_text, label, verdict_cell
 from jobs.trial_words import NO_VERDICT, shortcomings
 from jobs.verdict_tables import margin_text, verdict_notes
-from jobs.wording import NOTHING, plural
+from jobs.wording import NOTHING, p_text, plural
 
 Data = dict[str, Any]
 

@@ -57,12 +57,6 @@ def change(row: dict[str, Any]) -> str:
     return "exactly 0" if row["identical"] else change_text(row)
 
 
-def p_text(p: float | None) -> str:
-    if p is None or not math.isfinite(p):
-        return NOTHING
-    return "< 0.0001" if p < 0.0001 else f"{p:.4f}" if p < 0.01 else f"{p:.2f}"
-
-
 def share_text(share: float | None) -> str:
     """A part of a whole, in percent without a sign for what it adds."""
     if share is None or not math.isfinite(share):

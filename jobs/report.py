@@ -16,7 +16,7 @@ from jobs.metrics import METRICS, Metric
 from jobs.report_data import report_data
 from jobs.trial_words import headline, shortcomings
 from jobs.verdict_tables import attribution_table, verdict_notes, verdict_tables
-from jobs.wording import interval_text, number_text, percent_text
+from jobs.wording import interval_text, number_text, p_text, percent_text
 
 # So that the tables of several comparisons line up below one another, within 100 columns.
 _LABEL_WIDTH = max(len(metric.label) for metric in METRICS)
@@ -129,17 +129,18 @@ def _scores_table(scores: list[dict[str, Any]]) -> Table:
     table = _table("Scores: means over prompts, difference from the reference with 95 % interval")
     for heading in ("scorer", "dataset", "configuration"):
         table.add_column(heading, overflow="fold")
-    for heading in ("prompts", "mean", "difference", "95 % interval"):
+    for heading in ("prompts", "mean", "difference", "95 % interval", "p"):
         table.add_column(heading, justify="right")
     for row in sorted(scores, key=lambda row: (row["scorer"], row["dataset"])):
         own, difference = _effect(row["mean"]), row["difference"]
         cells = [row["scorer"], row["dataset"], row["configuration"], str(own.num_units)]
         cells.append(number_text(own.estimate))
         if difference is None:
-            cells += ["reference", ""]
+            cells += ["reference", "", ""]
         else:
             found = _effect(difference)
             cells += [number_text(found.estimate, sign=True), interval_text(found)]
+            cells.append(p_text(found.p))
         table.add_row(*map(Text, cells))
     return table
 

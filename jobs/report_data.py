@@ -236,6 +236,7 @@ def _scores(results: Results, plan: Plan) -> tuple[list[dict[str, Any]], list[st
             **row,
             "mean": asdict(row["mean"]),
             "difference": asdict(row["difference"]) if row["difference"] else None,
+            "binary": asdict(row["binary"]) if row["binary"] else None,
         }
         for row in rows
     ], []

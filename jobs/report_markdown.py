@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from jobs.metrics import METRICS
-from jobs.page_words import METRIC, change, contrast_text, is_nothing, label, p_text, share_text
+from jobs.page_words import METRIC, change, contrast_text, is_nothing, label, share_text
 from jobs.trial_words import NO_VERDICT, headline, shortcomings
 from jobs.verdict_tables import margin_text, verdict_notes, verdict_phrase
 from jobs.whole_file import write_whole
-from jobs.wording import NOTHING, number_text
+from jobs.wording import NOTHING, number_text, p_text
 
 Data = dict[str, Any]
 

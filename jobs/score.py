@@ -7,6 +7,7 @@ table is printed. A scorer that raises on a row gives that row a null value and 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import duckdb
@@ -19,11 +20,12 @@ from cluster.plan import Configuration, Plan
 from cluster.results import PROMPTS_FILE, Results
 from cluster.schema import FLOAT, INT, TEXT, Column
 from jobs.analysis.effects import Effect, difference_effect, mean_effect
+from jobs.binary_scores import binary_difference, is_binary, with_wilson
 from jobs.query import connect
 from jobs.scorers import Scorer, answer_index, bits_per_byte, multiple_choice, scorer
 from jobs.task_outcomes import TaskOutcomes, task_outcomes
 from jobs.task_scores import aggregate_difference, aggregate_value, score_rows
-from jobs.wording import NOTHING, interval_text, number_text
+from jobs.wording import NOTHING, interval_text, number_text, p_text
 from optim.errors import InputError
 
 BITS_PER_BYTE = "bits_per_byte"
@@ -212,6 +214,7 @@ def score_statistics(results: Results, names: Sequence[str] | None = None) -> li
                         "vs": configuration.vs,
                         "dataset": dataset.name,
                         "scorer": name,
+                        "binary": None,
                         "num_errors": errors.get((configuration.name, dataset.name, name), 0),
                         "mean": mean_effect(
                             list(own.values()), _groups(dataset.name, own, clusters)
@@ -228,7 +231,26 @@ def score_statistics(results: Results, names: Sequence[str] | None = None) -> li
                 task = tasks.get(dataset.name)
                 if task is not None and name not in task.means:
                     found[-1] |= _aggregated(task, configuration, name)
+                elif len(plan.seeds) == 1 or not dataset.generates:
+                    found[-1] |= _exact(found[-1], reference, own, clusters, dataset.name)
     return found
+
+
+def _exact(
+    row: dict[str, Any],
+    reference: dict[str, float],
+    own: dict[str, float],
+    clusters: dict[Any, Any],
+    dataset: str,
+) -> dict[str, Any]:
+    """What is exact for zeros and ones of independent prompts; nothing for other scores."""
+    if not is_binary(own) or any(clusters.get((dataset, prompt)) for prompt in own):
+        return {}
+    difference: Effect | None = row["difference"]
+    tested = binary_difference(reference, own)
+    if difference is not None and tested is not None:
+        difference = replace(difference, p=tested.p)
+    return {"mean": with_wilson(row["mean"], own), "difference": difference, "binary": tested}
 
 
 def _aggregated(task: TaskOutcomes, configuration: Configuration, name: str) -> dict[str, Any]:
@@ -277,7 +299,7 @@ def score_table(results: Results, names: Sequence[str] | None = None) -> Table:
     )
     for heading in ("configuration", "dataset", "scorer"):
         table.add_column(heading, overflow="fold")
-    for heading in ("prompts", "errors", "mean", "against the reference"):
+    for heading in ("prompts", "errors", "mean", "against the reference", "p"):
         table.add_column(heading, justify="right")
     for row in score_statistics(results, names):
         own: Effect = row["mean"]
@@ -292,6 +314,7 @@ def score_table(results: Results, names: Sequence[str] | None = None) -> Table:
             "reference"
             if difference is None
             else _with_interval(number_text(difference.estimate, sign=True), difference),
+            p_text(difference.p if difference else None),
         )
     return table
 

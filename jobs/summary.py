@@ -1,170 +1,208 @@
-"""`tables/summary.parquet`: what every configuration did, per dataset and seed, and in total.
+"""`tables/summary.parquet`: what every configuration did, one row per dataset, seed and metric.
 
 The table is derived: it can be deleted and written again at any time. Its columns are `SUMMARY`,
-each with its meaning, which also stands in the file's schema and in `docs/summary.md`.
+its metrics `jobs.measures.MEASURES`; `docs/tables.md` lists both.
+
+One configuration is read at a time, and of a large one few measures, or one: what quantiles hold in
+memory is a column of values in each of the three ways in which rows are grouped.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any
+
 import duckdb
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cluster.results import Results
 from cluster.schema import FLOAT, INT, TEXT, Column
+from jobs.measures import MEASURES, SOURCES, Measure
 from jobs.query import connect
+from jobs.table_files import VERSION, write_rows
 
 SUMMARY_FILE = "tables/summary.parquet"
 ALL_DATASETS = "*"
 
-_MEASURES = {
-    "prompt_tokens": "prompt length in the configuration's vocabulary",
-    "completion_tokens": "generated tokens, the end token included, configuration's vocabulary",
-    "base_completion_tokens": "the completion's text in the baseline's tokens",
-    "completion_bytes": "UTF-8 bytes of the completion",
-    "ttft_s": "seconds from the prefill's start to the first token, cold engines left out",
-    "tpot_s": "seconds per token after the first, cold engines left out",
-    "e2e_s": "seconds from the prefill's start to the last token, cold engines left out",
-    "queue_s": "seconds of waiting for a slot, cold engines left out",
-}
-_TIMES = {"ttft_s", "tpot_s", "e2e_s", "queue_s"}
-_STATISTICS = {
-    "n": ("count({})", "number of rows that have it"),
-    "mean": ("avg({})", "mean"),
-    "sd": ("stddev_samp({})", "sample standard deviation"),
-    "p50": ("quantile_cont({}, 0.50)", "median"),
-    "p90": ("quantile_cont({}, 0.90)", "90th percentile"),
-    "p95": ("quantile_cont({}, 0.95)", "95th percentile"),
-    "p99": ("quantile_cont({}, 0.99)", "99th percentile"),
-}
-_RATES = {
-    "completion_tokens_per_s": ("completion_tokens", "generated tokens, own vocabulary"),
-    "base_tokens_per_s": ("base_completion_tokens", "the same text in the baseline's tokens"),
-    "completion_bytes_per_s": ("completion_bytes", "UTF-8 bytes of the completions"),
-}
-_PEAKS = {
-    "kv_used_peak_bytes": "KV bytes of live tokens",
-    "kv_committed_peak_bytes": "physical KV bytes",
-    "kv_reserved_peak_bytes": "KV address space in bytes",
-}
-_WEIGHTS = {
-    "weight_bytes_shared": "weights that other configurations of the worker use too",
-    "weight_bytes_private": "weights that are this configuration's alone",
-}
-
+_MEASURES = {measure.name: measure for measure in MEASURES}
+_VALUES_AT_ONCE = 10_000_000
+"""Values that quantiles may hold at a time: 240 MB in the three ways of grouping."""
+_QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 _GROUP = [
     Column("configuration", TEXT, "name of the configuration in the spec"),
     Column("dataset", TEXT, f"name of the dataset in the spec; {ALL_DATASETS} is all of them"),
     Column("seed", INT, "sampling seed; null is all of them"),
 ]
-_COUNTS = [
-    Column("n", INT, "rows, errors included"),
-    Column("num_errors", INT, "rows that failed; they have no metrics"),
-    Column("num_warmup", INT, "rows of an engine that was not warm; they have no times below"),
-    Column("num_stop", INT, "completions that ended by an end token or stop string"),
-    Column("num_length", INT, "completions that ended by the length budget"),
+_COUNTS = {
+    "num_rows": ("count(*)", "rows of the group, those that failed included"),
+    "num_errors": ("count(error)", "of them, rows that failed; they have no values"),
+    "num_warmup": ("count(*) FILTER (warmup)", "rows of a cold engine; they have no times"),
+    "num_stop": (
+        "count(*) FILTER (finish_reason = 'stop')",
+        "completions that ended by an end token or stop string",
+    ),
+    "num_length": (
+        "count(*) FILTER (finish_reason = 'length')",
+        "completions that ended by the length budget",
+    ),
+}
+SUMMARY = [
+    VERSION,
+    *_GROUP,
+    Column("metric", TEXT, "name of the metric, as in `effects`; its unit is in the name"),
+    Column("of", TEXT, "what has one value each: row, cell or target"),
+    Column("n", INT, "number of values that there are"),
+    *[Column(name, INT, meaning) for name, (_, meaning) in _COUNTS.items()],
+    Column(
+        "mean",
+        FLOAT,
+        "mean of the values; of a ratio, total over total, with all that has no "
+        "value because its denominator is 0",
+    ),
+    Column("sd", FLOAT, "sample standard deviation of the values; null of one"),
+    Column("min", FLOAT, "least value"),
+    Column("p50", FLOAT, "median"),
+    Column("p90", FLOAT, "90th percentile"),
+    Column("p95", FLOAT, "95th percentile"),
+    Column("p99", FLOAT, "99th percentile"),
+    Column("max", FLOAT, "largest value"),
+    Column("total", FLOAT, "sum of the values; null of a ratio"),
 ]
-_MEASURED = [
-    Column(f"{measure}_{statistic}", INT if statistic == "n" else FLOAT, f"{what} of: {meaning}")
-    for measure, meaning in _MEASURES.items()
-    for statistic, (_, what) in _STATISTICS.items()
-]
-_CELLS = [
-    Column("num_cells", INT, "committed cells"),
-    Column("wall_s", FLOAT, "sum of the cells' engine time in seconds"),
-    *[
-        Column(name, FLOAT, f"sum over cells / wall_s of: {meaning}")
-        for name, (_, meaning) in _RATES.items()
-    ],
-    *[Column(f"{name}_max", INT, f"largest peak of any cell: {m}") for name, m in _PEAKS.items()],
-    *[Column(f"{name}_mean", FLOAT, f"mean of cells' peaks: {m}") for name, m in _PEAKS.items()],
-    *[Column(name, INT, f"bytes of {meaning}") for name, meaning in _WEIGHTS.items()],
-]
-SUMMARY = [*_GROUP, *_COUNTS, *_MEASURED, *_CELLS]
+_STATISTICS = ("n", "mean", "sd", "min", *_QUANTILES, "max", "total")
+
+Group = tuple[str, int | None]
+"""(dataset, seed)."""
 
 
 def write_summary(results: Results) -> None:
     """Write `tables/summary.parquet` over what was there."""
     connection = connect(results)
     try:
-        table = summary_table(connection)
+        connection.execute(f"SET threads = {os.cpu_count() or 1}")
+        rows = summary_rows(connection)
     finally:
         connection.close()
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    results.store.replace(SUMMARY_FILE, sink.getvalue().to_pybytes())
+    write_rows(results.store, SUMMARY_FILE, SUMMARY, rows)
 
 
-def summary_table(connection: duckdb.DuckDBPyConnection) -> pa.Table:
-    """The summary of what the connection's views hold.
+def summary_rows(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+    """The summary of what the connection's views hold, in the order of configurations and metrics.
 
-    One row per (configuration, dataset, seed), one per (configuration, dataset) with a null seed,
-    and one per configuration with dataset `*`. Quantiles interpolate between order statistics.
+    For each configuration and metric: all, each dataset, and each seed of a dataset. Metrics
+    without any value in a group have no row there.
     """
-    measured = ", ".join(
-        f'{expression.format(_usable(measure))} AS "{measure}_{name}"'
-        for measure in _MEASURES
-        for name, (expression, _) in _STATISTICS.items()
-    )
-    names = ", ".join(f'"{c.name}"' for c in (*_COUNTS, *_MEASURED, *_CELLS))
-    found = connection.sql(
+    names = connection.execute("SELECT DISTINCT configuration FROM cells ORDER BY 1").fetchall()
+    rows = []
+    for (configuration,) in names:
+        counts = _counts(connection, configuration)
+        num_rows = counts.get((ALL_DATASETS, None), {}).get("num_rows", 0)
+        described: dict[tuple[str, Group], dict[str, Any]] = {}
+        for batch in _batches(num_rows):
+            described |= _describe(connection, configuration, batch)
+        for (name, group), statistics in sorted(described.items(), key=_order):
+            dataset, seed = group
+            rows.append(
+                {
+                    "configuration": configuration,
+                    "dataset": dataset,
+                    "seed": seed,
+                    "metric": name,
+                    "of": _MEASURES[name].of,
+                    **counts.get(group, dict.fromkeys(_COUNTS, 0)),
+                    **statistics,
+                }
+            )
+    return rows
+
+
+def _order(item: tuple[tuple[str, Group], Any]) -> tuple[int, bool, str, bool, int]:
+    """By metric; then all datasets first, and all seeds of one before each."""
+    (name, (dataset, seed)), _ = item
+    place = list(_MEASURES).index(name)
+    return place, dataset != ALL_DATASETS, dataset, seed is not None, seed or 0
+
+
+def _counts(
+    connection: duckdb.DuckDBPyConnection, configuration: str
+) -> dict[Group, dict[str, int]]:
+    counted = ", ".join(expression for expression, _ in _COUNTS.values())
+    found = connection.execute(
+        f"SELECT coalesce(dataset, '{ALL_DATASETS}'), seed, {counted} FROM generations "
+        f"WHERE configuration = ? GROUP BY {_grouping('seed')}",
+        [configuration],
+    ).fetchall()
+    return {
+        (dataset, seed): dict(zip(_COUNTS, counts, strict=True)) for dataset, seed, *counts in found
+    }
+
+
+def _batches(num_rows: int) -> Iterator[list[Measure]]:
+    """Measures that are read together: of the same things, and few where there are many rows."""
+    most = max(1, _VALUES_AT_ONCE // max(1, num_rows))
+    for of, group in groupby(sorted(MEASURES, key=lambda m: m.of), key=lambda m: m.of):
+        measures = list(group)
+        size = most if of == "row" else len(measures)
+        for start in range(0, len(measures), size):
+            yield measures[start : start + size]
+
+
+def _describe(
+    connection: duckdb.DuckDBPyConnection, configuration: str, measures: list[Measure]
+) -> dict[tuple[str, Group], dict[str, Any]]:
+    """(metric, group) -> statistics, of measures of the same things."""
+    seed = "NULL" if measures[0].of == "target" else "seed"  # targets are scored by no seed
+    selected = ", ".join(_selected(i, measure) for i, measure in enumerate(measures))
+    statistics = ", ".join(_statistics(i, measure) for i, measure in enumerate(measures))
+    found = connection.execute(
         f"""
-        WITH rows AS (
-            SELECT configuration, coalesce(dataset, '{ALL_DATASETS}') AS dataset, seed,
-                count(*) AS n,
-                count(*) FILTER (error IS NOT NULL) AS num_errors,
-                count(*) FILTER (warmup) AS num_warmup,
-                count(*) FILTER (finish_reason = 'stop') AS num_stop,
-                count(*) FILTER (finish_reason = 'length') AS num_length,
-                {measured}
-            FROM generations GROUP BY {_GROUPING}),
-        cell_rows AS ({_cells_query()})
-        SELECT rows.configuration, rows.dataset, rows.seed, {names}
-        FROM rows LEFT JOIN cell_rows ON rows.configuration = cell_rows.configuration
-            AND rows.dataset = cell_rows.dataset AND rows.seed IS NOT DISTINCT FROM cell_rows.seed
-        ORDER BY rows.configuration, rows.dataset, rows.seed NULLS FIRST
-        """
-    ).to_arrow_table()
-    fields = [pa.field(c.name, c.type, metadata={"meaning": c.meaning}) for c in SUMMARY]
-    return found.cast(pa.schema([pa.field(f.name, f.type) for f in fields])).cast(pa.schema(fields))
+        SELECT coalesce(dataset, '{ALL_DATASETS}'), {seed}, {statistics}
+        FROM (
+            SELECT dataset, {seed} AS seed, {selected}
+            FROM {SOURCES[measures[0].of]} AND configuration = ?)
+        GROUP BY {_grouping(seed)}
+        """,
+        [configuration],
+    ).fetchall()
+    described = {}
+    for dataset, number, *values in found:
+        for i, measure in enumerate(measures):
+            size = len(_STATISTICS) - len(_QUANTILES) + 1
+            n, average, sd, least, quantiles, most, total = values[i * size : (i + 1) * size]
+            if n:
+                all_of_it = (n, average, sd, least, *quantiles, most, total)
+                group = (dataset, number)
+                described[measure.name, group] = dict(zip(_STATISTICS, all_of_it, strict=True))
+    return described
 
 
-_GROUPING = (
-    "GROUPING SETS ((configuration, dataset, seed), (configuration, dataset), (configuration))"
-)
-
-
-def _usable(measure: str) -> str:
-    """The column, null where it must not count."""
-    cold = " AND NOT coalesce(warmup, false)" if measure in _TIMES else ""
-    return f"CASE WHEN error IS NULL{cold} THEN {measure} END"
-
-
-def _cells_query() -> str:
-    rates = ", ".join(
-        f"sum({amount}) / nullif(sum(wall_s), 0) AS {name}" for name, (amount, _) in _RATES.items()
+def _selected(place: int, measure: Measure) -> str:
+    """The value of a row, and of a ratio what its mean is made of; null where it does not count."""
+    below = measure.below or "1"
+    usable = f"isfinite(({measure.above})::DOUBLE) AND isfinite(({below})::DOUBLE)"
+    if measure.is_timed and measure.of == "row":
+        usable += " AND NOT coalesce(warmup, false)"
+    parts = {"v": measure.value}
+    if measure.below is not None:
+        parts |= {"above": measure.above, "below": measure.below}
+    return ", ".join(
+        f"CASE WHEN {usable} THEN {expression} END AS {name}{place}"
+        for name, expression in parts.items()
     )
-    peaks = ", ".join(f"max({p}) AS {p}_max, avg({p}) AS {p}_mean" for p in _PEAKS)
-    weights = ", ".join(f"max({w}) AS {w}" for w in _WEIGHTS)
-    return f"""
-        SELECT configuration, coalesce(dataset, '{ALL_DATASETS}') AS dataset, seed,
-            count(*) AS num_cells, sum(wall_s) AS wall_s, {rates}, {peaks}, {weights}
-        FROM cells WHERE kind = 'generations' GROUP BY {_GROUPING}"""
 
 
-def columns_markdown() -> str:
-    """`docs/summary.md`: every column of the summary, with its type and meaning."""
-    lines = [
-        "# The summary of a trial",
-        "",
-        "`tables/summary.parquet` has one row per configuration, dataset and seed; one per",
-        "configuration and dataset with a null `seed`; and one per configuration with dataset",
-        f"`{ALL_DATASETS}`.",
-        "Quantiles interpolate between neighbouring rows. Times leave out rows of a cold engine.",
-        "",
-        "| column | type | meaning |",
-        "|---|---|---|",
-        *[f"| `{c.name}` | {c.type} | {c.meaning} |" for c in SUMMARY],
-        "",
-    ]
-    return "\n".join(lines)
+def _statistics(place: int, measure: Measure) -> str:
+    v = f"v{place}"
+    mean, total = f"avg({v})", f"sum({v})"
+    if measure.below is not None:
+        mean, total = f"sum(above{place}) / nullif(sum(below{place}), 0)", "NULL"
+    quantiles = list(_QUANTILES.values())
+    return (
+        f"count({v}), {mean}, stddev_samp({v}), min({v}), quantile_cont({v}, {quantiles}), "
+        f"max({v}), {total}"
+    )
+
+
+def _grouping(seed: str) -> str:
+    each_seed = "" if seed == "NULL" else "(dataset, seed), "
+    return f"GROUPING SETS ({each_seed}(dataset), ())"

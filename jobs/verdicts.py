@@ -1,6 +1,7 @@
 """Verdicts: better, worse, equivalent within ±δ, or inconclusive, with error rates kept.
 
-A difference is claimed where its sign-flip p, adjusted over its family, is at most α; equivalence
+A difference is claimed where its p (by sign flips, or where these are too coarse by the interval's
+t), adjusted over its family, is at most α; equivalence
 where the p of two one-sided tests (TOST) at ±δ, adjusted over its family too, is. The primary
 metrics of all comparisons are one family (Holm); the others are exploratory, and their rate of
 false discoveries is kept (Benjamini-Hochberg). What is exactly equal in every pair needs no test.
@@ -122,7 +123,7 @@ def main_effects(comparison: Comparison) -> list[MetricEffect]:
 def alarms(comparisons: Sequence[Comparison]) -> list[Alarm]:
     """Metrics of time and memory in which a duplicate differs from what it repeats (Holm)."""
     tested = [
-        (comparison.configuration, effect.metric.name, effect.effect.p)
+        (comparison.configuration, effect.metric.name, effect.effect.p_of_verdict)
         for comparison in comparisons
         if comparison.is_duplicate
         for effect in main_effects(comparison)
@@ -179,7 +180,9 @@ def _family(
 ) -> list[Verdict]:
     adjust = holm if family == "primary" else benjamini_hochberg
     usable = [reason is None for reason in withheld]
-    p = adjust([e.effect.p if ok else None for (_, e), ok in zip(found, usable, strict=True)])
+    p = adjust(
+        [e.effect.p_of_verdict if ok else None for (_, e), ok in zip(found, usable, strict=True)]
+    )
     same = adjust(
         [_tost(e, judgement) if ok else None for (_, e), ok in zip(found, usable, strict=True)]
     )

@@ -74,5 +74,12 @@ def relative_bounds(
     return f"{shown} [{bounds[0]}, {bounds[1]}]" + (" %" if relative else "")
 
 
+def p_text(p: float | None) -> str:
+    """With as many digits as anybody reads."""
+    if p is None or not math.isfinite(p):
+        return NOTHING
+    return "< 0.0001" if p < 0.0001 else f"{p:.4f}" if p < 0.01 else f"{p:.2f}"
+
+
 def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from jobs.analysis.effects import (
+    UNBOUNDED,
     Effect,
     difference_effect,
     geometric_effect,
@@ -112,6 +116,47 @@ def test_degenerate_input_gives_reasons_not_crashes(
         check_has_reason(found)
     check_has_reason(difference_effect(a, b), may_have_interval=True)
     check_has_reason(mean_effect(a), may_have_interval=True)
+
+
+NUMBERS = st.one_of(
+    st.none(), st.sampled_from([0.0, 1.0, 2.0]), st.floats(allow_nan=True, allow_infinity=True)
+)
+
+
+@given(
+    st.lists(st.tuples(NUMBERS, NUMBERS, NUMBERS, NUMBERS, st.integers(0, 2)), max_size=6),
+    st.booleans(),
+)
+@settings(max_examples=300, deadline=None)
+@pytest.mark.filterwarnings("error")
+def test_no_numbers_make_an_effect_fail(rows: list[tuple[Any, ...]], clustered: bool) -> None:
+    """What is found is finite and in order; what is not has a reason."""
+    a, b, c, d, groups = ([row[i] for row in rows] for i in range(5))
+    clusters = groups if clustered else None
+    for found in (
+        ratio_effect(a, b, clusters),
+        difference_effect(a, b, clusters),
+        geometric_effect(a, b, clusters),
+        mean_effect(a, clusters),
+        rate_effect((a, b), (c, d), clusters),
+    ):
+        numbers = (found.estimate, found.low, found.high, found.se, found.p, found.log_estimate)
+        assert all(number is None or math.isfinite(number) for number in numbers)
+        if found.low is None:
+            assert found.reason
+        else:
+            assert found.estimate is not None
+            assert found.high is not None
+            assert found.low <= found.estimate <= found.high
+
+
+def test_what_is_too_large_to_be_written_has_a_reason() -> None:
+    for found in (
+        geometric_effect([1.0, 1.0], [1.0, 1e60]),
+        ratio_effect([1e-300, 1e-300], [1e90, 1e91]),
+    ):
+        assert found.reason == UNBOUNDED
+        assert (found.low, found.high, found.p) == (None, None, None)
 
 
 def check_has_reason(found: Effect, *, may_have_interval: bool = False) -> None:

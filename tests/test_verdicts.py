@@ -201,3 +201,19 @@ def test_what_is_open_says_what_would_settle_it(tmp_path: Path) -> None:
     assert need.num_prompts is not None
     assert need.num_prompts > 48
     assert need.num_seeds is None or need.num_seeds > 1
+
+
+def test_eight_shards_can_decide_in_a_large_family() -> None:
+    """No pattern of eight signs is rarer than 1 in 128: seven tests of them could decide nothing."""
+    strong = ratio(-0.1, 0.005, n=8)
+    assert strong.p == 2 / 2**8
+    assert strong.p_of_verdict is not None
+    assert strong.p_of_verdict < 1e-6
+    several = [comparison(("e2e_s_per_byte", strong), name=f"c{i}") for i in range(10)]
+    words = {j.verdicts["e2e_s_per_byte"].word for j in judge(several, Judgement())}
+    assert words == {"better"}
+
+
+def test_many_units_are_decided_by_signs() -> None:
+    effect = ratio(0.02, 0.05, n=30)
+    assert effect.p_of_verdict == effect.p

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+from scipy import special
 
 from jobs.analysis.intervals import (
     JACKKNIFE,
@@ -36,6 +37,10 @@ ZERO_REFERENCE, ZERO_TOTAL = "the reference's total is zero", "a total is zero"
 NEGATIVE = "negative numbers have no ratio of totals"
 UNBOUNDED = "units differ by so much that the change, or its interval, has no bound"
 _LARGEST = 1e100  # of a number that can be meant; squares of it are finite
+
+
+FEWEST_FOR_SIGNS = 14
+"""Clusters from which sign flips decide: 2^13 patterns, so that p can be as small as 0.00012."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,20 @@ class Effect:
     """Degrees of freedom of the standard error: clusters - 1."""
     log_estimate: float | None = None
     """The estimate on the scale of `se`."""
+
+    @property
+    def p_of_verdict(self) -> float | None:
+        """What verdicts go by: sign flips, or the interval's t where their patterns are few.
+
+        With 8 clusters no pattern of signs is rarer than 1 in 128, which no family of seven tests
+        survives, whatever the difference. At 8 and 10 clusters the interval is calibrated as well
+        (`benchmarks/statistics.py`).
+        """
+        if self.num_clusters >= FEWEST_FOR_SIGNS or not self.se or not self.df:
+            return self.p
+        if self.log_estimate is None:
+            return self.p
+        return 2 * float(special.stdtr(self.df, -abs(self.log_estimate) / self.se))
 
     @property
     def includes_zero(self) -> bool | None:

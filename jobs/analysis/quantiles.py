@@ -51,6 +51,16 @@ def order_interval(
     return float(ordered[low - 1]), float(ordered[enough[0]])
 
 
+def order_levels(size: int, q: float, confidence: float = 0.95) -> tuple[float, float] | None:
+    """The same as shares of the sample, for values that lie elsewhere; None where it is small."""
+    if size == 0:
+        return None
+    bounds = order_interval(np.arange(size, dtype=np.float64), q, confidence)
+    if bounds is None or size < 2:
+        return None
+    return bounds[0] / (size - 1), bounds[1] / (size - 1)
+
+
 def quantile_difference(
     a: Values,
     b: Values,
