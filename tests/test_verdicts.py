@@ -204,7 +204,7 @@ def test_what_is_open_says_what_would_settle_it(tmp_path: Path) -> None:
 
 
 def test_eight_shards_can_decide_in_a_large_family() -> None:
-    """No pattern of eight signs is rarer than 1 in 128: seven tests of them could decide nothing."""
+    """No pattern of eight signs is rarer than 1 in 128: seven tests of them decide nothing."""
     strong = ratio(-0.1, 0.005, n=8)
     assert strong.p == 2 / 2**8
     assert strong.p_of_verdict is not None
