@@ -9,6 +9,9 @@ from jobs.comparison import Comparison, MetricEffect
 from jobs.verdicts import Judged
 from jobs.wording import interval_text, percent_text, plural
 
+_MOST_NAMES = 3
+"""Configurations that the one line names; of more it gives their number."""
+
 
 def headline_answer(judged: Sequence[Judged]) -> str:
     """Did anything change? Texts, then time, over all comparisons, in one line."""
@@ -16,20 +19,35 @@ def headline_answer(judged: Sequence[Judged]) -> str:
     if not compared:
         return "Did anything change? There is nothing to compare yet."
     differing = [c.configuration for c in compared if c.texts.differing]
-    changed, unchanged, unknown = [], [], []
+    changed: dict[str, float] = {}
+    unchanged, unknown = [], []
     for c in compared:
         effect = c.effect("e2e_s")
-        if effect is None or effect.includes_zero is None:
+        if effect is None or effect.includes_zero is None or effect.estimate is None:
             unknown.append(c.configuration)
         elif effect.includes_zero:
             unchanged.append(c.configuration)
         else:
-            changed.append(f"{c.configuration} {percent_text(effect.estimate)}")
-    texts = f"texts differ in {', '.join(differing)}" if differing else "no text differs"
-    times = [f"time per completion {', '.join(changed)}"] if changed else []
-    times += [f"no difference in time shown for {', '.join(unchanged)}"] if unchanged else []
-    times += [f"time undecided for {', '.join(unknown)}"] if unknown else []
-    return f"Did anything change? {'; '.join([texts[0].upper() + texts[1:], *times])}."
+            changed[c.configuration] = effect.estimate
+    parts = [f"texts differ in {_named(differing)}" if differing else "no text differs"]
+    parts += [f"time per completion {_with_changes(changed)}"] if changed else []
+    parts += [f"no difference in time shown for {_named(unchanged)}"] if unchanged else []
+    parts += [f"time undecided for {_named(unknown)}"] if unknown else []
+    return f"Did anything change? {parts[0][0].upper()}{'; '.join(parts)[1:]}."
+
+
+def _named(names: Sequence[str]) -> str:
+    """The names where a line holds them, else their number."""
+    if len(names) <= _MOST_NAMES:
+        return ", ".join(names)
+    return f"{len(names)} configurations"
+
+
+def _with_changes(changed: dict[str, float]) -> str:
+    if len(changed) <= _MOST_NAMES:
+        return ", ".join(f"{name} {percent_text(change)}" for name, change in changed.items())
+    least, most = (percent_text(pick(changed.values())) for pick in (min, max))
+    return f"changed in {len(changed)} configurations, by {least} to {most}"
 
 
 def statement(found: MetricEffect) -> str:
