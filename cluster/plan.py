@@ -148,6 +148,11 @@ class Dataset(Frozen):
         )
 
 
+def origin(dataset: str) -> str:
+    """The dataset of the spec that prompts are of: what is added later is named `<name>+<look>`."""
+    return dataset.split("+")[0]
+
+
 def decisive_dataset(dataset: Mapping[str, Any]) -> dict[str, Any]:
     """`Dataset.identity` of a dataset in a manifest, whatever version wrote it."""
     kept = {key: value for key, value in dataset.items() if key not in {"scorers", "task"}}

@@ -86,9 +86,11 @@ def _by_seeds(found: Findings, needs: Mapping[Key, Need]) -> Iterable[Addition]:
 def _by_prompts(
     found: Findings, needs: Mapping[Key, Need], available: Mapping[str, int]
 ) -> Iterable[Addition]:
-    helped = {key: need.num_prompts for key, need in needs.items() if need.num_prompts}
     total = sum(available.values())
-    if not helped or not total:
+    # Half of what is needed would cost a look, and settle nothing.
+    wanted_by = {key: need.num_prompts for key, need in needs.items() if need.num_prompts}
+    helped = {key: count for key, count in wanted_by.items() if count <= total}
+    if not helped:
         return
     configurations = _arms(found, [name for name, _ in helped])
     wanted = max(helped.values())

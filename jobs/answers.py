@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from jobs.analysis.intervals import NO_SPREAD
 from jobs.comparison import Comparison, MetricEffect
 from jobs.verdicts import Judged
-from jobs.wording import interval_text, percent_text, plural
+from jobs.wording import interval_text, number_text, percent_text, plural
 
 _MOST_NAMES = 3
 """Configurations that the one line names; of more it gives their number."""
@@ -20,20 +20,29 @@ def headline_answer(judged: Sequence[Judged]) -> str:
         return "Did anything change? There is nothing to compare yet."
     differing = [c.configuration for c in compared if c.texts.differing]
     changed: dict[str, float] = {}
-    unchanged, unknown = [], []
-    for c in compared:
-        effect = c.effect("e2e_s")
-        if effect is None or effect.includes_zero is None or effect.estimate is None:
-            unknown.append(c.configuration)
-        elif effect.includes_zero:
-            unchanged.append(c.configuration)
+    others: dict[str, list[str]] = {}
+    for each in judged:
+        verdict, effect = each.verdicts.get("e2e_s"), each.comparison.effect("e2e_s")
+        if each.comparison.is_duplicate or not each.comparison.texts.compared:
+            continue
+        if verdict is None or effect is None or effect.includes_zero is None:
+            others.setdefault("time undecided for", []).append(each.comparison.configuration)
+        elif verdict.word in ("better", "worse", "higher", "lower"):
+            changed[each.comparison.configuration] = effect.estimate or 0.0
         else:
-            changed[c.configuration] = effect.estimate
+            said = _OTHERWISE.get(verdict.word, "no difference in time shown for")
+            others.setdefault(said, []).append(each.comparison.configuration)
     parts = [f"texts differ in {_named(differing)}" if differing else "no text differs"]
     parts += [f"time per completion {_with_changes(changed)}"] if changed else []
-    parts += [f"no difference in time shown for {_named(unchanged)}"] if unchanged else []
-    parts += [f"time undecided for {_named(unknown)}"] if unknown else []
+    parts += [f"{said} {_named(names)}" for said, names in others.items()]
     return f"Did anything change? {parts[0][0].upper()}{'; '.join(parts)[1:]}."
+
+
+_OTHERWISE = {
+    "withheld": "times do not compare for",
+    "equivalent": "time is equivalent for",
+    "exactly equal": "time is exactly equal for",
+}
 
 
 def _named(names: Sequence[str]) -> str:
@@ -110,10 +119,11 @@ def effect_phrase(found: MetricEffect) -> str:
     effect = found.effect
     if effect.identical:
         return "exactly the same"
-    text = percent_text(effect.estimate)
+    relative = found.metric.is_relative
+    text = percent_text(effect.estimate) if relative else number_text(effect.estimate, sign=True)
     if effect.reason == NO_SPREAD:
         return f"{text} in every unit"
     if effect.low is None:
         return f"{text} (no interval: {effect.reason})"
     shown = ", no difference shown" if effect.includes_zero else ""
-    return f"{text} {interval_text(effect, relative=True)}{shown}"
+    return f"{text} {interval_text(effect, relative=relative)}{shown}"

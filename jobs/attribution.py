@@ -7,17 +7,19 @@ a combination is missing, it is named and nothing is estimated.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import duckdb
 import numpy as np
 
-from cluster.plan import Configuration, Plan
+from cluster.plan import Configuration, Plan, origin
 from jobs.aligned import aligned
 from jobs.analysis.factorial import Contrast, Share, contrasts, shapley
 from jobs.analysis.intervals import Floats
+from jobs.comparison import MIN_SHARDS
 from jobs.judgement import Judgement
 from jobs.metrics import METRICS, Metric
 
@@ -145,6 +147,9 @@ def _attribution(
             else ("one unit alone says nothing of the spread")
         )
         return Attribution(metric, (), (), size, reason)
+    few = _too_few_shards(metric, found.clusters)
+    if few is not None:
+        return Attribution(metric, (), (), size, few)
     totals = {on: found.totals[name] for on, name in design.cells.items()}
     if metric.is_relative and any((each.sum(axis=1) <= 0).any() for each in totals.values()):
         return Attribution(metric, (), (), size, "a total is zero")
@@ -156,6 +161,15 @@ def _attribution(
         tuple(shapley(totals, factors, statistic)),
         size,
     )
+
+
+def _too_few_shards(metric: Metric, clusters: Sequence[Hashable]) -> str | None:
+    """As for comparisons: rows of a shard share its noise."""
+    if not (metric.is_timed or metric.is_memory):
+        return None
+    counts = Counter(origin(cluster[0]) for cluster in clusters if isinstance(cluster, tuple))
+    few = [name for name, count in counts.items() if count < MIN_SHARDS]
+    return f"{few[0]} has fewer than {MIN_SHARDS} shards" if few else None
 
 
 def log_mean(totals: Floats) -> Floats:

@@ -18,7 +18,7 @@ import duckdb
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy import stats
 
-from cluster.plan import Configuration, Plan
+from cluster.plan import Configuration, Plan, origin
 from jobs.comparison import Comparison, MetricEffect, cache_name
 from jobs.findings import Findings
 from jobs.metrics import METRICS
@@ -83,6 +83,11 @@ class Claim(_Model):
         promises = [self.at_least, self.at_most, self.within, self.identical]
         if all(each is None for each in promises):
             raise ValueError("promise something: at_least, at_most, within or identical")
+        least, most = self.at_least, self.at_most
+        if self.within is not None and not (least is None and most is None):
+            raise ValueError("`within` promises both bounds: leave at_least and at_most out")
+        if least is not None and most is not None and least > most:
+            raise ValueError("at_least is more than at_most")
         if self.metric == "texts" and promises != [None, None, None, True]:
             raise ValueError("of `texts` only `identical: true` can be promised")
         return self
@@ -200,7 +205,7 @@ def _unmet(
         )
     if conditions.rival is not None and cache_name(reference) != conditions.rival:
         return f"its rival is a {conditions.rival} cache, and this one's is {cache_name(reference)}"
-    others = {d.name for d in plan.datasets} - set(conditions.datasets)
+    others = {origin(d.name) for d in plan.datasets} - set(conditions.datasets)
     if conditions.datasets and others:
         return f"it is about {', '.join(conditions.datasets)}, and this has {', '.join(others)} too"
     return None
@@ -217,6 +222,14 @@ def _answer(claim: Claim, judged: Judged, all_found: Findings) -> tuple[Answer, 
     verdict = judged.verdicts.get(claim.metric)
     if verdict is not None and verdict.word == "withheld":
         return "undecided", f"{_show(found, found.effect.estimate)}, but {verdict.reason}"
+    account = all_found.accounts[comparison.configuration]
+    is_promise_of_no_change = claim.within is not None or claim.identical
+    if account.is_censored and claim.metric in _LENGTHS and is_promise_of_no_change:
+        shares = " and ".join(f"{s * 100:.0f} %" for s in account.length_stops if s is not None)
+        return "undecided", (
+            f"{_show(found, found.effect.estimate)}, but the length budget ended {shares} of the "
+            "completions, which makes lengths alike"
+        )
     if claim.identical:
         same = found.effect.identical
         return ("supported" if same else "refuted"), "equal in every pair" if same else (
@@ -240,6 +253,9 @@ def _answer(claim: Claim, judged: Judged, all_found: Findings) -> tuple[Answer, 
         return answer, f"{shown} in every unit"
     bounds_shown = f"[{_show(found, low)}, {_show(found, high)}]"
     return answer, f"{shown} {bounds_shown}, {claim.confidence * 100:g} %"
+
+
+_LENGTHS = ("completion_tokens", "base_completion_tokens", "total_tokens", "completion_bytes")
 
 
 def _texts_answer(comparison: Comparison, found: Findings) -> tuple[Answer, str]:

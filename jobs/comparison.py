@@ -9,7 +9,7 @@ from typing import Literal
 
 import duckdb
 
-from cluster.plan import Configuration, Plan
+from cluster.plan import Configuration, Plan, origin
 from jobs.analysis.effects import (
     Effect,
     Numbers,
@@ -178,7 +178,7 @@ def _guarded(effect: Effect, a: Numbers, b: Numbers, shards: Sequence[tuple[str,
     used = {
         shard for shard, x, y in zip(shards, a, b, strict=True) if x is not None and y is not None
     }
-    fewest = min(Counter(dataset for dataset, _ in used).values(), default=0)
+    fewest = min(Counter(origin(dataset) for dataset, _ in used).values(), default=0)
     if fewest >= MIN_SHARDS:
         return effect
     return effect.withheld(

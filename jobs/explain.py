@@ -23,17 +23,19 @@ from jobs.query import connect
 from jobs.single_run import pilot_lines
 from jobs.token_account import TokenAccount
 from jobs.verdicts import Verdict, main_effects
-from jobs.wording import number_text, percent_text, plural, relative_bounds
+from jobs.wording import number_text, p_text, percent_text, plural, relative_bounds
 from optim.errors import InputError
 from optim.registry import optimization
 
+_DIRECTED = frozenset({"better", "worse", "higher", "lower"})
 TOKEN_METRICS = ("prompt_tokens", "completion_tokens", "tokens_per_base_token",
                  "base_completion_tokens")  # fmt: skip
 
 
 def explain_results(results: Results, configuration: str | None, metric: str) -> list[Paragraph]:
     """The same, of results that are read first."""
-    plan = results.plan()
+    # Where it lies now: results may have been copied from where they were made.
+    plan = results.plan().model_copy(update={"output": results.output})
     connection = connect(results)
     try:
         found = read_findings(connection, plan)
@@ -91,7 +93,9 @@ def _explained(found: Findings, name: str, metric: Metric) -> Iterator[Paragraph
     comparison = judged.comparison
     effect = next(e for e in main_effects(comparison) if e.metric.name == metric.name)
     verdict = judged.verdicts.get(metric.name)
-    yield Paragraph(_question(comparison, effect), tuple(_measured(found, comparison, effect)))
+    yield Paragraph(
+        _question(comparison, effect, verdict), tuple(_measured(found, comparison, effect))
+    )
     if effect.effect.estimate is None:
         return
     own = found.plan.configuration(name)
@@ -101,21 +105,21 @@ def _explained(found: Findings, name: str, metric: Metric) -> Iterator[Paragraph
         yield Paragraph("What could not have changed it", tuple(unchanged))
     did = [*_tokens(found.accounts[name], metric), *_by_factor(found, own, metric)]
     if did:
-        yield Paragraph("What did", tuple(did))
+        is_shown = verdict is not None and verdict.word in _DIRECTED
+        yield Paragraph("What did" if is_shown else "What it is made of", tuple(did))
     yield Paragraph("How much is chance", tuple(_chance(found, effect, verdict)))
     settle = list(_settle(found, name, metric, effect, verdict))
     if settle:
         yield Paragraph("What would settle it", tuple(settle))
 
 
-def _question(comparison: Comparison, found: MetricEffect) -> str:
-    estimate = found.effect.estimate
+def _question(comparison: Comparison, found: MetricEffect, verdict: Verdict | None) -> str:
     label = found.metric.label.removeprefix("· ")
     start = f"{comparison.configuration} against {comparison.vs}"
-    if not estimate:
+    if verdict is None or verdict.word not in _DIRECTED:
         return f"{start}: does it change {label}?"
     fewer = "fewer" if label.endswith("tokens") else "less"
-    return f"{start}: why {'more' if estimate > 0 else fewer} {label}?"
+    return f"{start}: why {'more' if (found.effect.estimate or 0) > 0 else fewer} {label}?"
 
 
 def _measured(found: Findings, comparison: Comparison, effect: MetricEffect) -> Iterator[str]:
@@ -171,7 +175,10 @@ def _could_not(
                 "what the model writes can change."
             )
     if own.batch_size != reference.batch_size:
-        yield "Batch size: it decides when a token is computed, not which one is chosen."
+        yield (
+            "Batch size: it decides when a token is computed, not which one is chosen, unless "
+            "kernels round differently by batch."
+        )
 
 
 def _cache_reason(found: Findings, name: str) -> str:
@@ -185,7 +192,10 @@ def _cache_reason(found: Findings, name: str) -> str:
         extra = {o.name for o in own.optimizations} ^ {o.name for o in reference.optimizations}
         if extra == {name} and comparison.texts.compared:
             texts = comparison.texts
-            return f"{text} Here {texts.differing:,} of {texts.compared:,} texts differ with it."
+            counted = f"{texts.differing:,} of {texts.compared:,} texts differ with it."
+            if texts.differing:
+                return f"it is meant to change none, but here {counted}"
+            return f"{text} Here {counted}"
     for each in found.attributions:
         if each.metric.name != "completion_tokens":
             continue
@@ -229,8 +239,11 @@ def _tokens(account: TokenAccount, metric: Metric) -> Iterator[str]:
         return
     divergence = account.divergence
     if account.encoding is not None and account.encoding.estimate is not None:
-        if abs(account.encoding.estimate) < 5e-5:
-            yield "Not the vocabulary: the same text takes the same tokens."
+        if account.prompt is not None and account.prompt.identical:
+            yield (
+                "Not the vocabulary: prompts take exactly the same tokens. (What is sampled can be "
+                f"spelt in other tokens than text is: {_phrase(account.encoding)}.)"
+            )
         else:
             yield (f"The vocabulary (same text, other tokens): {_phrase(account.encoding)}.")
     if account.length is not None and account.length.estimate is not None:
@@ -239,7 +252,7 @@ def _tokens(account: TokenAccount, metric: Metric) -> Iterator[str]:
         shares = " and ".join(f"{s * 100:.0f} %" for s in account.length_stops if s is not None)
         yield (
             f"The length budget ended {shares} of the completions (reference, then this one), so "
-            "lengths are cut short and the effect of length is a lower bound."
+            "lengths are cut short, and the effect of length is probably larger than this."
         )
     if divergence.num_compared:
         text = f"{divergence.num_identical:,} of {divergence.num_compared:,} texts are identical"
@@ -267,42 +280,50 @@ def _by_factor(found: Findings, own: Configuration, metric: Metric) -> Iterator[
                 yield f"{kind}, {word}: {contrast_text(each, contrast)}."
 
 
+def _repeats(found: Findings, metric: Metric) -> Iterator[str]:
+    """What running one configuration twice changed: texts, or the time or memory asked for."""
+    for comparison in (j.comparison for j in found.judged if j.comparison.is_duplicate):
+        start = f"{comparison.vs}, run a second time"
+        if metric.is_timed or metric.is_memory:
+            again = next(e for e in main_effects(comparison) if e.metric.name == metric.name)
+            if again.effect.estimate is not None:
+                yield f"{start}, gave {effect_phrase(again)}."
+            continue
+        texts = comparison.texts
+        counted = f"{start}, gave {texts.differing:,} other texts of {texts.compared:,}"
+        if texts.compared and not texts.differing:
+            counted += ": with equal seeds, nothing is left to chance but the seeds and the prompts"
+        yield f"{counted}."
+
+
 def _chance(found: Findings, effect: MetricEffect, verdict: Verdict | None) -> Iterator[str]:
     if effect.effect.identical:
-        yield "Nothing: every pair is exactly equal."
+        one = effect.effect.num_units == 1
+        yield "One pair shows nothing." if one else "Nothing: every pair is exactly equal."
         return
-    pairs = [j.comparison for j in found.judged if j.comparison.is_duplicate]
-    for comparison in pairs:
-        texts = comparison.texts
-        yield (
-            f"{comparison.vs}, run a second time, gave {texts.differing:,} other texts of "
-            f"{texts.compared:,}"
-            + (
-                ": with equal seeds, nothing here is left to chance but the seeds and the prompts."
-                if texts.compared and not texts.differing
-                else "."
-            )
-        )
+    yield from _repeats(found, effect.metric)
     if effect.effect.low is None:
         yield f"It cannot be told from chance: {effect.effect.reason}."
         if effect.effect.num_clusters <= 1:
             yield "A single run shows nothing: another seed or prompt could have said the opposite."
         return
+    units = "shards" if effect.metric.is_timed or effect.metric.is_memory else "prompts"
     if verdict is not None and verdict.mde is not None:
         smallest = (
             f"{verdict.mde * 100:.2g} %" if effect.metric.is_relative else f"{verdict.mde:.2g}"
         )
         yield (
-            f"The interval holds what chance can do over these prompts; differences below "
+            f"The interval holds what chance can do over these {units}; differences below "
             f"{smallest} would mostly be missed here."
         )
-    if verdict is not None and verdict.p is not None:
+    chance = effect.effect.p_of_verdict
+    if verdict is not None and verdict.p is not None and chance is not None:
         is_coarse = effect.effect.num_clusters < FEWEST_FOR_SIGNS
         way = "by the interval" if is_coarse else "sign flips"
-        is_primary = verdict.family == "primary"
+        among = "primary" if verdict.family == "primary" else "exploratory"
         yield (
-            f"Chance alone would give as much in {_chance_text(verdict.p)} of such trials "
-            f"({way}, {'all primary answers together' if is_primary else 'exploratory'})."
+            f"Chance alone would give as much in {_chance_text(chance)} of such trials ({way}); "
+            f"adjusted for all {among} answers of this trial, p is {p_text(verdict.p)}."
         )
 
 

@@ -134,9 +134,14 @@ def _num_rows(plan: Plan) -> int:
     )
 
 
+def _num_prompts_run(plan: Plan) -> int:
+    """Rows of all cells, scored targets among them."""
+    return sum(cell.stop - cell.start for block in plan.blocks() for cell in block.cells)
+
+
 def _foretold(plan: Plan, results: Results) -> Forecast:
     pilot = results.plan()
-    scale = _num_rows(plan) / _num_rows(pilot)
+    scale = _num_prompts_run(plan) / _num_prompts_run(pilot)
     connection = connect(results)
     try:
         row = connection.execute("SELECT sum(wall_s) FROM cells").fetchone()

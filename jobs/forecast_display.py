@@ -33,9 +33,12 @@ def print_forecast(found: Forecast, out: Console) -> None:
     )
     out.print(_table(found))
     out.print(
-        Text("Spreads of so short a pilot are rough: take the figures as orders of magnitude.",
-             style="dim")
-    )  # fmt: skip
+        Text(
+            "Of one answer alone, before the adjustment for all of them. Spreads of so short a "
+            "pilot are rough: take the figures as orders of magnitude.",
+            style="dim",
+        )
+    )
 
 
 def clock_text(seconds: float | None) -> str:

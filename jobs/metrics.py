@@ -155,31 +155,36 @@ def describe(connection: duckdb.DuckDBPyConnection, metric: Metric) -> Described
         f"SELECT configuration, count(DISTINCT (dataset, {unit})) FILTER ({value} IS NOT NULL) "
         f"FROM {source} GROUP BY configuration"
     ).fetchall()
-    found: Described = {}
-    for configuration, num_units in units:
-        ranks = {name: order_levels(num_units, q) for name, q in _QUANTILES.items()}
-        levels = [level for pair in ranks.values() if pair for level in pair]
-        row = connection.execute(
-            f"""
-            SELECT count({value}), {mean}, quantile_cont({value}, $levels)
-            FROM {source} AND configuration = $configuration
-            """,
-            {"configuration": configuration, "levels": [*_QUANTILES.values(), *levels]},
-        ).fetchone()
-        if row and row[0]:
-            found[configuration] = _described(row, ranks)
-    return found
+    bounds = {
+        name: {q: order_levels(n, share) for q, share in _QUANTILES.items()} for name, n in units
+    }
+    levels = {*_QUANTILES.values()}
+    levels |= {level for own in bounds.values() for pair in own.values() for level in pair or ()}
+    wanted = sorted(levels)
+    rows = connection.execute(
+        f"""
+        SELECT configuration, count({value}), {mean}, quantile_cont({value}, $levels)
+        FROM {source} GROUP BY configuration
+        """,
+        {"levels": wanted},
+    ).fetchall()
+    return {
+        name: _described(num, mean_value, dict(zip(wanted, quantiles, strict=True)), bounds[name])
+        for name, num, mean_value, quantiles in rows
+        if num
+    }
 
 
 def _described(
-    row: tuple[Any, ...], ranks: dict[str, tuple[float, float] | None]
+    num: int,
+    mean: float,
+    quantiles: dict[float, float],
+    bounds: dict[str, tuple[float, float] | None],
 ) -> dict[str, Any]:
-    num, mean, quantiles = row
-    values = iter(quantiles)
     shown: dict[str, Any] = {"n": num, "mean": mean}
-    shown |= {name: next(values) for name in ranks}
-    for name, pair in ranks.items():
-        low, high = (next(values), next(values)) if pair else (None, None)
+    shown |= {name: quantiles[share] for name, share in _QUANTILES.items()}
+    for name, pair in bounds.items():
+        low, high = (quantiles[pair[0]], quantiles[pair[1]]) if pair else (None, None)
         shown |= {f"{name}_low": low, f"{name}_high": high}
     return shown
 

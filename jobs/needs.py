@@ -51,13 +51,17 @@ def need(
 
     `num_open` is how many primary verdicts are open, this one among them.
     """
+    if found.effect.p is None and not found.effect.identical and found.effect.num_units > 1:
+        return Need(None, None, found.effect.reason)
     values, units = influences(connection, pair, found.metric)
     num_units = len(set(units))
     if num_units < 2:
         return Need(None, None, "one unit alone says nothing of the spread: run a pilot of more")
     components = variance_components(values, units)
     look = len(plan.looks) + 1
-    wanted = _least(components, found, judgement, num_units, len(plan.seeds), num_open, look)
+    # Seeds that were added may not be this pair's.
+    num_seeds = max(1, round(components.num_seeds))
+    wanted = _least(components, found, judgement, num_units, num_seeds, num_open, look)
     per_unit = 1.0
     if found.metric.is_timed or found.metric.is_memory:
         per_unit = sum(d.num_prompts for d in plan.datasets) / num_units

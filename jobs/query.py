@@ -25,10 +25,11 @@ from jobs.cells import cells_table
 from optim.errors import InputError
 
 _GLOB_CHARACTERS = "*?["
+_SMALL_BYTES = 64 << 20
 
 
 def connect(results: Results) -> duckdb.DuckDBPyConnection:
-    """An in-memory DuckDB with the views; one thread, results are read where they lie.
+    """An in-memory DuckDB with the views; one thread, large results are read where they lie.
 
     Parts that are committed later are not seen: connect again.
     """
@@ -150,10 +151,27 @@ def _create_view(
         if with_configuration
         else ""
     )
-    connection.execute(
-        f"CREATE VIEW {table} AS SELECT {configuration}* EXCLUDE (filename) FROM read_parquet("
+    selection = (
+        f"SELECT {configuration}* EXCLUDE (filename) FROM read_parquet("
         f"[{files}], schema = MAP {{{fields}}}, filename = true, hive_partitioning = false)"
     )
+    if _is_small(store, names):
+        try:
+            connection.execute(f"CREATE TABLE {table} AS {selection}")
+            return
+        except duckdb.Error:
+            pass  # Whoever asks for the damaged rows is told, and nobody else.
+    connection.execute(f"CREATE VIEW {table} AS {selection}")
+
+
+def _is_small(store: LocalStore | ObjectStore, names: list[str]) -> bool:
+    """Whether it is read once into memory: opening many small files for each query takes longer."""
+    if not isinstance(store, LocalStore):
+        return False
+    try:
+        return sum(os.stat(store.path(name)).st_size for name in names) <= _SMALL_BYTES
+    except OSError:
+        return False
 
 
 def _column_types(connection: duckdb.DuckDBPyConnection, table: str) -> dict[str, str]:

@@ -15,7 +15,7 @@ from jobs.analysis.intervals import NO_SPREAD
 from jobs.metrics import METRICS, Metric
 from jobs.report_data import report_data
 from jobs.trial_words import headline, shortcomings
-from jobs.verdict_tables import attribution_table, verdict_notes, verdict_tables
+from jobs.verdict_tables import attribution_notes, attribution_table, verdict_notes, verdict_tables
 from jobs.wording import interval_text, number_text, p_text, percent_text
 
 # So that the tables of several comparisons line up below one another, within 100 columns.
@@ -55,6 +55,8 @@ def _print_verdicts(data: dict[str, Any], console: Console) -> None:
     if table is not None:
         console.print()
         console.print(table)
+        for line in attribution_notes(data):
+            _print(console, line, style="dim")
 
 
 def _print_tables(data: dict[str, Any], console: Console) -> None:

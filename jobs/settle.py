@@ -13,7 +13,7 @@ from typing import Any
 
 import duckdb
 
-from cluster.plan import Dataset, Plan
+from cluster.plan import Dataset, Plan, origin
 from cluster.results import Results
 from cluster.scheduler import Outcome
 from jobs.addition import Addition, addition, rows_within
@@ -184,7 +184,7 @@ def _sources(results: Results) -> dict[str, _Source]:
     """Datasets of which only a part was drawn, by name."""
     used: dict[str, set[str]] = {}
     for row in results.prompts().select(["dataset", "prompt_id"]).to_pylist():
-        used.setdefault(_origin(row["dataset"]), set()).add(row["prompt_id"])
+        used.setdefault(origin(row["dataset"]), set()).add(row["prompt_id"])
     given = [validated(DatasetSpec, each, results.output) for each in _dataset_specs(results)]
     return {
         spec.name: _Source(spec, frozenset(used.get(spec.name, ())))
@@ -195,10 +195,6 @@ def _sources(results: Results) -> dict[str, _Source]:
 
 def _dataset_specs(results: Results) -> list[dict[str, Any]]:
     return list(results.manifest().get("datasets", []))
-
-
-def _origin(dataset: str) -> str:
-    return dataset.split("+")[0]
 
 
 def _plan_with(

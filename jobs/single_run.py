@@ -89,7 +89,7 @@ def pilot_lines(metric: str, margin: float, observed: float | None = None) -> It
             )
             half, double = (spread.scaled(f).num_prompts(size, 3) for f in (0.5, 2.0))
             yield (
-                f"To find or exclude a difference of {abs(difference) * 100:.3g} % (5 % error, "
+                f"To find a difference of {abs(difference) * 100:.3g} % (5 % error, "
                 f"80 % power), assuming that spread: {ways}. With half of it, 3 seeds would take "
                 f"{plural(half, 'prompt')}; with double of it, {double:,}."
             )

@@ -86,9 +86,10 @@ def verdict_notes(data: dict[str, Any]) -> Iterator[str]:
     primary = [_METRICS[name].label for name in data["judgement"]["primary"]]
     now = f"judged at {level * 100:.2g} %" if level < alpha else "judged together"
     yield (
-        f"Primary verdicts ({', '.join(primary)}; all comparisons together) are {now} (Holm), and "
-        f"wrong with a chance of {alpha * 100:g} % at most; others are exploratory. Intervals are "
-        "each at 95 %."
+        f"Primary verdicts ({', '.join(primary)}; all comparisons together) are {now} (Holm): a "
+        f"difference where there is none is among them with a chance of {alpha * 100:g} % at most, "
+        "and so is equality where there is none. Others are exploratory. Intervals are each at "
+        "95 %."
     )
     for look in data["looks"]:
         yield (
@@ -133,6 +134,18 @@ def attribution_table(data: dict[str, Any]) -> Table | None:
         cells = [contrast_cell(each, names) for each in found]
         table.add_row(Text(" × ".join(names)), *cells)
     return table
+
+
+def attribution_notes(data: dict[str, Any]) -> Iterator[str]:
+    """What a reader of the table of factors has to know."""
+    withheld = {row["metric"] for row in data["verdicts"] if row["verdict"] == "withheld"}
+    labels = [_METRICS[m["metric"]].label for m in data["attribution"]["metrics"]
+              if m["metric"] in withheld and m["contrasts"]]  # fmt: skip
+    if labels:
+        yield (
+            f"{', '.join(labels)}: some verdicts above are withheld, so what factors seem to do to "
+            "it is no more than a description."
+        )
 
 
 def contrast_cell(metric: dict[str, Any], names: list[str] | tuple[str, ...]) -> Text:

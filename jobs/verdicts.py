@@ -26,6 +26,7 @@ from jobs.metrics import METRICS
 Family = Literal["primary", "exploratory"]
 ALARM_LEVEL = 0.01
 """Adjusted p of the A/A pair below which its difference of nothing is an alarm."""
+ONE_PAIR = "equal in the one pair that there is, which shows no equality"
 LENGTH_GUARD = (0.9, 1.1)
 """Of the reference's mean output length (MLPerf Inference's rule for language models)."""
 
@@ -202,6 +203,8 @@ def _verdict(
     level: float,
 ) -> Verdict:
     effect, margin = found.effect, judgement.margin(found.metric)
+    if effect.identical and effect.num_units == 1:
+        return Verdict("inconclusive", family, margin, reason=ONE_PAIR)
     if effect.identical:
         return Verdict("exactly equal", family, margin)
     smallest = _mde(found, judgement, level)

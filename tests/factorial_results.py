@@ -46,6 +46,7 @@ def edit(cell: Cell, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
             row["completion_text"] += " in other words"
         tokens = max(2, round(base * ENCODING)) if is_new else base
         row |= {"completion_tokens": tokens, "base_completion_tokens": base}
+        row["prompt_tokens"] = 4 if is_new else 5
         row["completion_bytes"] = row["completion_chars"] = 4 * base
         for name in ("ttft_s", "tpot_s"):
             row[name] *= SPEED if is_sparse else 1.0

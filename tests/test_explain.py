@@ -47,7 +47,7 @@ def test_what_changes_nothing_is_said_to(factorial: Results) -> None:
     assert "does it change completion tokens?" in said
     assert "exactly the same" in said
     assert "Nothing: every pair is exactly equal." in said
-    said = text(explain_results(factorial, "new.on", "prompt_tokens"))
+    said = text(explain_results(factorial, "old.on", "prompt_tokens"))
     assert "exactly the same number of tokens" in said
 
 
