@@ -21,13 +21,14 @@ from cluster.plan import Kind, Plan
 from cluster.results import Results
 from jobs.analysis.components import Components, variance_components
 from jobs.analysis.power import mde
+from jobs.comparison import MIN_SHARDS
 from jobs.evaluate import evaluate
 from jobs.judgement import Judgement
 from jobs.metrics import METRICS, Metric
 from jobs.needs import influences
 from jobs.planning import make_plan
 from jobs.query import connect
-from jobs.spec import TrialSpec, read_spec
+from jobs.spec import DatasetSpec, TrialSpec, read_spec
 from optim.errors import InputError
 
 OnStage = Callable[[str], None]
@@ -100,14 +101,20 @@ def forecast(
 
 
 def _pilot(spec: TrialSpec, output: str, prompts: int, seeds: int) -> TrialSpec:
-    datasets = tuple(
-        d.model_copy(
-            update={"limit": min(prompts, d.limit or prompts), "shards": min(prompts, d.shards)}
-        )
-        for d in spec.datasets
-    )
+    datasets = tuple(_few_of(d, prompts) for d in spec.datasets)
     update: dict[str, Any] = {"datasets": datasets, "seeds": spec.seeds[:seeds], "output": output}
     return spec.model_copy(update=update)
+
+
+def _few_of(dataset: DatasetSpec, prompts: int) -> DatasetSpec:
+    """Shards of the trial's own size where there are enough prompts for three of them.
+
+    Shards of one prompt would be batches of one: slower, and of another spread.
+    """
+    limit = min(prompts, dataset.limit or prompts)
+    size = -(-(dataset.limit or prompts) // dataset.shards)
+    shards = min(max(MIN_UNITS, limit // size), limit, dataset.shards)
+    return dataset.model_copy(update={"limit": limit, "shards": shards})
 
 
 def _counted(plan: Plan) -> Forecast:
@@ -211,6 +218,10 @@ def _smallest(
     metric: Metric,
 ) -> Visible:
     margin = judgement.margin(metric)
+    fewest = min((d.num_shards for d in plan.datasets if d.generates), default=0)
+    if (metric.is_timed or metric.is_memory) and fewest < MIN_SHARDS:
+        reason = f"needs {MIN_SHARDS} shards of each dataset"
+        return Visible(name, vs, metric.name, None, margin, reason)
     values, units = influences(connection, (name, vs), metric)
     if len(set(units)) < MIN_UNITS:
         reason = "the pilot has too few units of it"

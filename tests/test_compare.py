@@ -142,3 +142,18 @@ def test_clock_text() -> None:
     assert clock_text(90) == "90.00 s"
     assert clock_text(600) == "10 min"
     assert clock_text(36_000) == "10.0 h"
+
+
+def test_a_pilot_has_shards_of_the_trials_size() -> None:
+    from jobs.forecast import _few_of
+    from jobs.spec import DatasetSpec
+
+    def pilot(limit: int | None, shards: int, prompts: int = 8) -> tuple[int | None, int]:
+        few = _few_of(DatasetSpec(path="x.jsonl", limit=limit, shards=shards), prompts)
+        return few.limit, few.shards
+
+    assert pilot(24, 8) == (8, 3), "shards of 3, as far as 8 prompts go"
+    assert pilot(200, 8) == (8, 3)
+    assert pilot(16, 8) == (8, 4)
+    assert pilot(2, 8) == (2, 2)
+    assert pilot(200, 8, prompts=1) == (1, 1)
