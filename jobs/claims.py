@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import duckdb
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from scipy import stats
 
 from cluster.plan import Configuration, Plan, origin
@@ -26,6 +26,7 @@ from jobs.verdicts import Judged, main_effects
 from jobs.wording import bytes_text, number_text, percent_text
 from jobs.yaml_files import read_yaml, validated
 from optim.errors import InputError
+from optim.registry import names
 
 AUTHORS = "authors"
 """Names the claims that ship: those of the methods' authors."""
@@ -46,6 +47,16 @@ class Conditions(_Model):
     rival: str | None = None
     """Where the reference keeps keys and values: dynamic, static, …"""
     datasets: tuple[str, ...] = ()
+
+    @field_validator("rival")
+    @classmethod
+    def _known_rival(cls, rival: str | None) -> str | None:
+        # A slip of the pen would make the claim not applicable for ever, and open the gate.
+        known = ["dynamic", "static", *names()]
+        if rival is not None and rival not in known:
+            raise ValueError(f"there is no cache `{rival}`. There are: {', '.join(known)}")
+        return rival
+
     """Text that it is about; the trial may have no other."""
 
 
@@ -74,12 +85,29 @@ class Claim(_Model):
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     conditions: Conditions = Conditions()
 
+    @field_validator("adds")
+    @classmethod
+    def _known_optimizations(cls, adds: tuple[str, ...]) -> tuple[str, ...]:
+        for name in adds:
+            if name not in names():
+                there = ", ".join(names())
+                raise ValueError(f"there is no optimisation `{name}`. There are: {there}")
+        return adds
+
+    @model_validator(mode="after")
+    def _one_comparison(self) -> Claim:
+        if (self.configuration is None) == (not self.adds):
+            raise ValueError("name either a `configuration` or what it `adds`")
+        if self.configuration is not None and self.settings:
+            raise ValueError("`settings` go with `adds`: a configuration has its own")
+        if self.configuration is None and self.vs is not None:
+            raise ValueError("`vs` goes with `configuration`")
+        return self
+
     @model_validator(mode="after")
     def _one_promise(self) -> Claim:
         if self.metric != "texts" and self.metric not in {m.name for m in METRICS}:
             raise ValueError(f"there is no metric `{self.metric}`")
-        if (self.configuration is None) == (not self.adds):
-            raise ValueError("name either a `configuration` or what it `adds`")
         promises = [self.at_least, self.at_most, self.within, self.identical]
         if all(each is None for each in promises):
             raise ValueError("promise something: at_least, at_most, within or identical")
@@ -88,6 +116,8 @@ class Claim(_Model):
             raise ValueError("`within` promises both bounds: leave at_least and at_most out")
         if least is not None and most is not None and least > most:
             raise ValueError("at_least is more than at_most")
+        if self.identical and promises != [None, None, None, True]:
+            raise ValueError("`identical` promises all there is: leave the bounds out")
         if self.metric == "texts" and promises != [None, None, None, True]:
             raise ValueError("of `texts` only `identical: true` can be promised")
         return self
@@ -95,6 +125,16 @@ class Claim(_Model):
 
 class ClaimsFile(_Model):
     claims: Annotated[tuple[Claim, ...], Field(min_length=1)]
+
+    @field_validator("claims")
+    @classmethod
+    def _unique_names(cls, claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
+        seen: set[str] = set()
+        for claim in claims:
+            if claim.name in seen:
+                raise ValueError(f"two claims are named `{claim.name}`")
+            seen.add(claim.name)
+        return claims
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,12 @@ def test_the_authors_claims_are_read_and_answered(tmp_path: Path) -> None:
         ({"metric": "texts", "at_most": 1}, "identical"),
         ({"metric": "e2e_s", "at_most": 1, "adds": ["larosa"]}, "either"),
         ({"metric": "e2e_s", "at_most": 1, "confidence": 2}, "confidence"),
+        ({"metric": "e2e_s", "at_most": 1, "conditions": {"rival": "sttic"}}, "sttic"),
+        ({"metric": "e2e_s", "at_most": 1, "configuration": None, "adds": ["x"]}, "`x`"),
+        ({"metric": "e2e_s", "at_most": 1, "settings": {"larosa": {}}}, "settings"),
+        ({"metric": "e2e_s", "identical": True, "at_most": 1}, "identical"),
+        ({"metric": "e2e_s", "within": 0.1, "at_most": 1}, "within"),
+        ({"metric": "e2e_s", "at_least": 2, "at_most": 1}, "at_least"),
         ({"metric": "e2e_s", "at_most": 1, "surely": True}, "surely"),
     ],
 )
@@ -123,6 +129,11 @@ def test_bad_claims_name_the_file_and_the_field(
         read_claims(write(tmp_path, claim(**fields)))
     assert "claims.yaml" in str(raised.value)
     assert named in str(raised.value)
+
+
+def test_two_claims_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="two claims are named"):
+        read_claims(write(tmp_path, *[claim(metric="e2e_s", at_most=0)] * 2))
 
 
 def test_a_claim_about_no_configuration_of_the_trial(results: Results, tmp_path: Path) -> None:
