@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,10 +17,6 @@ from rich.console import Console
 from jobs.answer_commands import register
 from jobs.console import console
 from optim.errors import InputError
-
-if TYPE_CHECKING:
-    from cluster.results import Results
-    from jobs.claims import Checked
 
 app = typer.Typer(
     name="optrial",
@@ -60,11 +56,14 @@ def evaluate(
     gate: Gate = True,
 ) -> None:
     """Run a trial, or what is missing of it, and print its report."""
+    from jobs.claims import read_claims
     from jobs.evaluate import evaluate as run
     from jobs.progress_display import ProgressDisplay
-    from jobs.report import report as show
+    from jobs.report import print_report
+    from jobs.report_data import report_data
 
     out = console()
+    promised = None if claims is None else read_claims(claims)
     try:
         with ProgressDisplay(out) as display:
             results, outcome = run(
@@ -79,7 +78,8 @@ def evaluate(
         raise typer.Exit(130) from None
     if outcome.cells_done and not outcome.rows:
         out.print(f"Nothing to do: all {outcome.cells_total} cells are committed.")
-    show(results, out)
+    data = report_data(results, promised)
+    print_report(data, out)
     for reason in outcome.quarantined:
         out.print(f"[red]set aside[/red] {reason}", highlight=False)
     too_many = max_row_errors is not None and outcome.errors > max_row_errors
@@ -87,7 +87,7 @@ def evaluate(
         out.print(f"[red]{outcome.errors} rows have an error[/red], {max_row_errors} are allowed")
     if too_many or not outcome.is_complete:
         raise typer.Exit(1)
-    _close_with_claims(_checked(results, claims), gate=gate)
+    _close_with_claims(data, gate=gate)
 
 
 @app.command()
@@ -105,7 +105,7 @@ def report(
 ) -> None:
     """Print what a trial found: verdicts, differences, and each configuration's figures."""
     from cluster.results import Results
-    from jobs.claims_table import claims_data
+    from jobs.claims import read_claims
     from jobs.report import print_report
     from jobs.report_data import report_data
     from jobs.tables import update_tables
@@ -114,12 +114,9 @@ def report(
     for file in filter(None, (html, markdown)):
         require_place(file)
     results = Results(directory)
-    checked = _checked(results, claims)
-    data = report_data(results)
+    data = report_data(results, None if claims is None else read_claims(claims))
     if (problem := update_tables(results, data)) is not None:
         Console(stderr=True, soft_wrap=True).print(problem, style="yellow", markup=False)
-    if checked is not None:
-        data["claims"] = claims_data(checked)
     if html is not None:
         from jobs.page import write_page
 
@@ -132,24 +129,18 @@ def report(
         typer.echo(json.dumps(data, indent=1))
     elif html is None and markdown is None:
         print_report(data, console())
-    _close_with_claims(checked, gate=gate, quiet=as_json)
+    _close_with_claims(data, gate=gate, quiet=as_json)
 
 
-def _checked(results: Results, path: str | None) -> list[Checked] | None:
-    from jobs.claims_table import checked_claims
-
-    return None if path is None else checked_claims(results, path)
-
-
-def _close_with_claims(checked: list[Checked] | None, *, gate: bool, quiet: bool = False) -> None:
-    """Print the answers; exit code 1 where a claim is refuted, for a gate in CI."""
+def _close_with_claims(data: dict[str, Any], *, gate: bool, quiet: bool = False) -> None:
+    """Print the claims' answers; exit code 1 where one is refuted, for a gate in CI."""
     from jobs.claims_table import any_refuted, print_claims
 
-    if checked is None:
+    if "claims" not in data:
         return
     if not quiet:
-        print_claims(checked, console())
-    if gate and any_refuted(checked):
+        print_claims(data["claims"], console())
+    if gate and any_refuted(data["claims"]):
         raise typer.Exit(1)
 
 

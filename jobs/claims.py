@@ -8,7 +8,7 @@ each at the claim's own confidence, not adjusted for the number of claims.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -155,7 +155,7 @@ def read_claims(path: str | Path) -> tuple[Claim, ...]:
 
 
 def check_claims(
-    claims: tuple[Claim, ...], found: Findings, connection: duckdb.DuckDBPyConnection
+    claims: Sequence[Claim], found: Findings, connection: duckdb.DuckDBPyConnection
 ) -> list[Checked]:
     """One answer per claim and comparison that it speaks of."""
     return [each for claim in claims for each in _check(claim, found, connection)]

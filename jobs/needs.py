@@ -62,9 +62,8 @@ def need(
     # Seeds that were added may not be this pair's.
     num_seeds = max(1, round(components.num_seeds))
     wanted = _least(components, found, judgement, num_units, num_seeds, num_open, look)
-    per_unit = 1.0
-    if found.metric.is_timed or found.metric.is_memory:
-        per_unit = sum(d.num_prompts for d in plan.datasets) / num_units
+    run = [d for d in plan.datasets if d.arms is None or pair[0] in d.arms]
+    per_unit = sum(d.num_prompts for d in run) / num_units
     prompts = None if wanted.num_prompts is None else math.ceil(wanted.num_prompts * per_unit)
     seeds = None if found.metric.source == "quality" else wanted.num_seeds
     return Need(prompts, seeds, wanted.reason)
@@ -129,23 +128,33 @@ def _query(metric: Metric) -> str:
                 AND o.num_errors = 0 AND r.num_errors = 0 AND o.{above} IS NOT NULL
                 AND r.{above} IS NOT NULL"""
     if metric.source == "quality":
-        return """
-            SELECT o.dataset AS dataset, o.prompt_id AS unit, o.nats / ln(2) / o.num_bytes AS c0,
-                1 AS c1, r.nats / ln(2) / r.num_bytes AS c2, 1 AS c3
+        return f"""{_GROUPS}
+            SELECT o.dataset AS dataset, {_UNIT} AS unit,
+                o.nats / ln(2) / o.num_bytes AS c0, 1 AS c1,
+                r.nats / ln(2) / r.num_bytes AS c2, 1 AS c3
             FROM likelihoods o JOIN likelihoods r USING (dataset, prompt_id, candidate)
+                LEFT JOIN groups ON groups.dataset = o.dataset AND groups.prompt_id = o.prompt_id
             WHERE o.configuration = ? AND r.configuration = ? AND o.candidate = -1
                 AND o.nats IS NOT NULL AND r.nats IS NOT NULL AND o.num_bytes > 0"""
     above, below = metric.parts if metric.source == "per" else (metric.name, "1")
     ours, theirs = column(above, "o"), column(above, "r")
     warm = " AND NOT coalesce(o.warmup, false) AND NOT coalesce(r.warmup, false)"
-    unit = "CAST(o.shard AS VARCHAR)" if metric.is_timed else "o.prompt_id"
-    return f"""
+    unit = "CAST(o.shard AS VARCHAR)" if metric.is_timed else _UNIT
+    return f"""{_GROUPS}
         SELECT o.dataset AS dataset, {unit} AS unit, sum({ours}) AS c0,
             sum({_side("o", below)}) AS c1, sum({theirs}) AS c2, sum({_side("r", below)}) AS c3
         FROM generations o JOIN generations r USING (dataset, prompt_id, seed)
+            LEFT JOIN groups ON groups.dataset = o.dataset AND groups.prompt_id = o.prompt_id
         WHERE o.configuration = ? AND r.configuration = ? AND o.error IS NULL AND r.error IS NULL
             AND {ours} IS NOT NULL AND {theirs} IS NOT NULL{warm if metric.is_timed else ""}
         GROUP BY o.dataset, {unit}, seed"""
+
+
+_GROUPS = """
+        WITH groups AS (
+            SELECT dataset, prompt_id, any_value(cluster) AS cluster FROM prompts GROUP BY ALL)"""
+# As `jobs.pairing.cluster_of`: what effects take as independent.
+_UNIT = "coalesce('cluster ' || groups.cluster, 'prompt ' || o.prompt_id)"
 
 
 def _side(side: str, column: str) -> str:

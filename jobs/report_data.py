@@ -6,6 +6,7 @@ Relative effects are fractions, times seconds, memory bytes. A/A pairs come firs
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,6 +15,7 @@ import duckdb
 from cluster.plan import Plan
 from cluster.results import Results
 from jobs.answers import answer, headline_answer, statement
+from jobs.claims import Checked, Claim, check_claims
 from jobs.comparison import MetricEffect
 from jobs.findings import Findings, read_findings
 from jobs.memory_notes import memory_notes
@@ -27,8 +29,11 @@ from jobs.vocabulary_notes import vocabulary_notes
 from optim.errors import InputError
 
 
-def report_data(results: Results) -> dict[str, Any]:
-    """The trial, verdicts, attribution, each configuration's figures, scores and comparisons."""
+def report_data(results: Results, claims: Sequence[Claim] | None = None) -> dict[str, Any]:
+    """The trial, verdicts, attribution, each configuration's figures, scores and comparisons.
+
+    And `claims` with their answers, where any are given.
+    """
     plan = results.plan()
     connection = connect(results)
     try:
@@ -45,6 +50,8 @@ def report_data(results: Results) -> dict[str, Any]:
             "configurations": _configurations(connection, plan),
             "comparisons": [_comparison_data(found, judged) for judged in found.judged],
         }
+        if claims is not None:
+            data["claims"] = claims_data(check_claims(claims, found, connection))
         held = steadiness(connection, plan)
         data["steadiness"] = steadiness_data(held)
         notes = [
@@ -67,6 +74,23 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def claims_data(checked: Sequence[Checked]) -> list[dict[str, Any]]:
+    """One row per claim and comparison that it speaks of."""
+    return [
+        {
+            "claim": each.claim.name,
+            "text": each.claim.text,
+            "source": each.claim.source,
+            "metric": each.claim.metric,
+            "answer": each.answer,
+            "configuration": each.configuration,
+            "vs": each.vs,
+            "evidence": each.evidence,
+        }
+        for each in checked
+    ]
 
 
 def verdict_rows(found: Findings, *, primary_only: bool) -> list[dict[str, Any]]:

@@ -14,8 +14,11 @@ from rich.console import Console
 from trial_results import make_results
 
 from cluster.results import Results
-from jobs.claims import AUTHORS, read_claims
-from jobs.claims_table import checked_claims, claims_data, print_claims
+from jobs.claims import AUTHORS, Checked, check_claims, read_claims
+from jobs.claims_table import print_claims
+from jobs.findings import read_findings
+from jobs.query import connect
+from jobs.report_data import claims_data, report_data
 from optim.errors import InputError
 
 
@@ -23,6 +26,15 @@ def write(folder: Path, *claims: dict[str, Any]) -> str:
     path = folder / "claims.yaml"
     path.write_text(json.dumps({"claims": list(claims)}), encoding="utf-8")
     return str(path)
+
+
+def checked_claims(results: Results, path: str) -> list[Checked]:
+    claims = read_claims(path)
+    connection = connect(results)
+    try:
+        return check_claims(claims, read_findings(connection, results.plan()), connection)
+    finally:
+        connection.close()
 
 
 def claim(name: str = "c", **fields: Any) -> dict[str, Any]:
@@ -146,10 +158,12 @@ def test_the_table_and_the_json(results: Results, tmp_path: Path) -> None:
     path = write(tmp_path, claim("first", metric="e2e_s", at_most=-0.05))
     checked = checked_claims(results, path)
     out = io.StringIO()
-    print_claims(checked, Console(file=out, width=100))
+    print_claims(claims_data(checked), Console(file=out, width=100))
     assert "claim first" in out.getvalue()
     assert "supported" in out.getvalue()
-    [row] = claims_data(checked)
+    [row] = report_data(results, read_claims(path))["claims"]
+    assert [row] == claims_data(checked)
+    assert "claims" not in report_data(results)
     assert (row["answer"], row["configuration"], row["vs"]) == ("supported", "fast", "baseline")
 
 
@@ -166,3 +180,16 @@ def test_the_gate(run: Run, results: Results, tmp_path: Path) -> None:
     code, out, err = run("report", results.store.url, "--claims", tmp_path / "none.yaml")
     assert (code, out) == (2, "")
     assert "none.yaml" in err
+
+
+def test_a_bad_claims_file_stops_a_trial_before_it_runs(run: Run, tmp_path: Path) -> None:
+    bad = write(tmp_path, claim(metric="speed", at_most=0))
+    spec = tmp_path / "trial.yaml"
+    spec.write_text(json.dumps({
+        "model": "demo", "datasets": [{"path": "demo/data", "limit": 1}],
+        "configurations": [{"name": "baseline"}], "output": str(tmp_path / "never"),
+    }))  # fmt: skip
+    code, _, err = run("evaluate", spec, "--claims", bad)
+    assert code == 2
+    assert "there is no metric `speed`" in err
+    assert not (tmp_path / "never").exists()

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from test_claims import checked_claims
 from test_verdicts import findings
 from trial_results import configurations, make_results
 
 from cluster.plan import Cell
 from cluster.results import Results
 from jobs.claims import AUTHORS
-from jobs.claims_table import checked_claims
 from jobs.explain import explain_results
 from jobs.report import print_report
 from jobs.report_data import report_data

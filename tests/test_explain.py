@@ -158,3 +158,19 @@ def test_the_command(run: Run, factorial: Results) -> None:
     assert run("explain")[0] == 2
     assert run("explain", "--tokens", "0", "104")[0] == 2
     assert run("explain", factorial.store.url, "--tokens", "1", "2")[0] == 2
+
+
+def test_a_change_that_is_the_same_everywhere_is_no_chance(tmp_path: Path) -> None:
+    results = make_results(tmp_path / "out")
+    said = text(explain_results(results, "fast", "kv_committed_peak_bytes"))
+    assert "Verdict: better." in said
+    assert "16 pairs of shards" in said
+    assert "less than 1 in 1,000 of such trials (sign flips)" in said
+    assert "cannot be told from chance" not in said
+
+
+def test_bits_per_byte_are_no_percent(tmp_path: Path) -> None:
+    results = make_results(tmp_path / "out")
+    said = text(explain_results(results, "short", "bits_per_byte"))
+    assert "1.000 became 2.000, +1.000 in every unit" in said
+    assert "%" not in said.split("How much is chance")[0]

@@ -12,7 +12,7 @@ import pytest
 from trial_results import make_results
 
 from cluster.plan import Cell
-from cluster.results import Results
+from cluster.results import Results, write_prompts
 from jobs.analysis.effects import Effect, ratio_effect
 from jobs.comparison import Comparison, MetricEffect
 from jobs.findings import Findings, read_findings
@@ -217,3 +217,22 @@ def test_eight_shards_can_decide_in_a_large_family() -> None:
 def test_many_units_are_decided_by_signs() -> None:
     effect = ratio(0.02, 0.05, n=30)
     assert effect.p_of_verdict == effect.p
+
+
+def test_needs_count_clusters_of_prompts(tmp_path: Path) -> None:
+    """Effects that differ by cluster alone: 8 clusters say what 8 prompts would, not 48."""
+
+    def by_cluster(cell: Cell, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+        for row in rows if cell.configuration == "fast" else ():
+            if "completion_tokens" in row:
+                factor = (0.8, 1.25, 0.9, 1.11)[int(row["prompt_id"][1:]) % 4]
+                row["completion_tokens"] = round(row["completion_tokens"] * factor)
+
+    results = make_results(tmp_path / "out", edit=by_cluster)
+    alone = findings(results).needs["fast", "completion_tokens"].num_prompts
+    rows = [row | {"cluster": str(row["row"] % 4)} for row in results.prompts().to_pylist()]
+    write_prompts(results.store, rows)
+    together = findings(results).needs["fast", "completion_tokens"].num_prompts
+    assert alone is not None
+    assert together is not None
+    assert together > 3 * alone
