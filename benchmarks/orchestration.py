@@ -61,13 +61,14 @@ class FixedLatencyEngine:
 class FixedLatencyWorker(Worker):
     """A worker whose arms are fake engines; all else is the real one."""
 
-    def load(self) -> dict[str, Any]:
+    def open(self) -> dict[str, Any]:
         self.base_tokenizer = lambda text, add_special_tokens: {"input_ids": text.split()}
-        latency_s = float(self.plan.model.path.removeprefix("latency:"))
-        for configuration in self.plan.configurations:
-            engine: Any = FixedLatencyEngine(latency_s)
-            self.arms[configuration.name] = Arm(configuration, engine, 0, 0, is_warm=True)
         return {"device": self.device, "node": self.node}
+
+    def load_configuration(self, name: str) -> None:
+        engine: Any = FixedLatencyEngine(float(self.plan.model.path.removeprefix("latency:")))
+        configuration = self.plan.configuration(name)
+        self.arms[name] = Arm(configuration, engine, 0, 0, prefill="", is_warm=True)
 
 
 RemoteFixedLatencyWorker = ray.remote(FixedLatencyWorker)

@@ -193,14 +193,33 @@ class Block(Frozen):
     seed: int | None
     """None for all seeds, and for likelihoods."""
     cells: tuple[Cell, ...]
+    round: int = 0
+    """In which round of leases it is run; 0 where a worker holds all configurations."""
+
+
+Schedule = Literal["auto", "blocks", "leases"]
 
 
 class WorkerResources(Frozen):
-    """How many workers, and what each one is given."""
+    """How many workers, what each one is given, and how they share the work."""
 
     count: int = 1
+    """Wanted; a trial starts with those that there is room for, and takes more as they come."""
     cpus: float = 1
     gpus: float = 0
+    accelerator_type: str | None = None
+    """The only kind of accelerator to run on, as Ray names it (`H100`)."""
+    start_timeout_s: float = 0.0
+    """How long to wait for a node that a worker fits on, where there is none yet."""
+    schedule: Schedule = "auto"
+    """`blocks`: a worker holds all configurations; `leases`: one at a time, in rounds; `auto`:
+    leases where the configurations do not fit into memory beside each other."""
+    rounds: int = 3
+    """Of leases: how often each configuration has its turn."""
+    deadline_s: float | None = None
+    """Most seconds that a block may take; None for five times what is usual, at least 60."""
+    node_cache: str | None = None
+    """A folder on each node's own disk: model and artifacts are copied there once per node."""
 
 
 class Plan(Frozen):
@@ -235,30 +254,46 @@ class Plan(Frozen):
     def dataset(self, name: str) -> Dataset:
         return next(d for d in self.datasets if d.name == name)
 
-    def blocks(self) -> Iterator[Block]:
-        """Every block of the trial in canonical order (the scheduler shuffles)."""
-        index = 0
-        together = self.share_prompts != "none"
-        for seeds in [self.seeds] if together else [(seed,) for seed in self.seeds]:
+    def spans(self) -> Iterator[tuple[Kind, tuple[int | None, ...], Dataset]]:
+        """Kind, seeds and dataset of all blocks in canonical order: one block for each shard."""
+        groups = [self.seeds] if self.share_prompts != "none" else [(s,) for s in self.seeds]
+        for seeds in groups:
             for dataset in self.datasets:
-                for shard in range(dataset.num_shards if dataset.generates else 0):
-                    yield self._block(index, "generations", dataset, shard, seeds)
-                    index += 1
+                if dataset.generates:
+                    yield "generations", seeds, dataset
         if not self.likelihoods:
             return
         for dataset in self.datasets:
             if dataset.has_targets:
-                for shard in range(dataset.num_shards):
-                    yield self._block(index, "likelihoods", dataset, shard, (None,))
-                    index += 1
+                yield "likelihoods", (None,), dataset
+
+    def blocks(self) -> Iterator[Block]:
+        """Every block of the trial in canonical order (the scheduler shuffles)."""
+        index = 0
+        for kind, seeds, dataset in self.spans():
+            for shard in range(dataset.num_shards):
+                yield self.block(index, kind, dataset, shard, seeds)
+                index += 1
+
+    def runs(
+        self, dataset: Dataset, seeds: Sequence[int | None]
+    ) -> Iterator[tuple[Configuration, int | None]]:
+        """Which configurations run which of the seeds on a dataset, in the order of cells."""
+        for configuration in self.configurations:
+            if dataset.arms is None or configuration.name in dataset.arms:
+                for seed in seeds:
+                    arms = None if seed is None else self.seed_arms.get(seed)
+                    if arms is None or configuration.name in arms:
+                        yield configuration, seed
 
     def generation_of(self, dataset: str) -> Generation:
         """How completions of a dataset are sampled."""
         return self.dataset(dataset).generation or self.generation
 
-    def _block(
+    def block(
         self, index: int, kind: Kind, dataset: Dataset, shard: int, seeds: Sequence[int | None]
     ) -> Block:
+        """The block of a shard, with those cells that the plan wants of it."""
         start, stop = dataset.rows(shard)
         cells = tuple(
             Cell(
@@ -271,10 +306,7 @@ class Plan(Frozen):
                 start=start,
                 stop=stop,
             )
-            for c in self.configurations
-            if dataset.arms is None or c.name in dataset.arms
-            for seed in seeds
-            if seed is None or c.name in self.seed_arms.get(seed, (c.name,))
+            for c, seed in self.runs(dataset, seeds)
         )
         only = seeds[0] if len(seeds) == 1 else None
         return Block(
@@ -291,7 +323,11 @@ def cell_key(
     stop: int,
 ) -> str:
     """The name that a cell's part is committed under: equal work has an equal key."""
-    identity = [
-        SCHEMA_VERSION, configuration_fingerprint, dataset_fingerprint, kind, seed, start, stop,
-    ]  # fmt: skip
-    return digest(identity)[:16]
+    # The canonical JSON that `digest` takes, written out: a trial may have a million cells.
+    names = ",".join(map(_quoted, (configuration_fingerprint, dataset_fingerprint, kind)))
+    numbers = f"{'null' if seed is None else seed},{start},{stop}"
+    return hashlib.sha256(f"[{SCHEMA_VERSION},{names},{numbers}]".encode()).hexdigest()[:16]
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

@@ -24,6 +24,8 @@ class Progress:
     quarantined: int
     elapsed_s: float
     cells_done_before: int = 0
+    num_workers: int = 0
+    """That are there and have opened the model."""
 
     @property
     def eta_s(self) -> float | None:

@@ -6,54 +6,47 @@ replaces actors itself. Correctness lies in the commit, so a block may run twice
 
 from __future__ import annotations
 
-import json
+import logging
 import random
-from collections import deque
+import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 
-from cluster.plan import Block, Plan
+from cluster.board import Board, Lease, Work, in_blocks, in_leases
+from cluster.crew import Crew
+from cluster.failures import Failure, classify
+from cluster.layout import Layout, cells_in
+from cluster.ledger import Ledger
+from cluster.limits import Limits
+from cluster.outcome import Outcome
+from cluster.plan import Plan
+from cluster.preflight import preflight, room_for
 from cluster.progress import Progress
 from cluster.results import Results
+from cluster.slot import Slot, Task
+from cluster.stall import write_stall
+from cluster.watch import Watch
 from cluster.worker import RemoteWorker
 from optim.errors import InputError
 
-MAX_ATTEMPTS = 3
-"""Executions of a block before it is set aside."""
+__all__ = ["Limits", "Outcome", "Scheduler", "preflight"]
 
+log = logging.getLogger("optrial.scheduler")
 
-@dataclass
-class Outcome:
-    """What a run came to."""
-
-    cells_total: int
-    cells_done: int
-    rows: int = 0
-    errors: int = 0
-    completion_tokens: int = 0
-    retries: int = 0
-    quarantined: list[str] = field(default_factory=list)
-    """Blocks that failed `MAX_ATTEMPTS` times, with the last reason."""
-
-    @property
-    def is_complete(self) -> bool:
-        return self.cells_done == self.cells_total
-
-
-@dataclass
-class _Work:
-    block: Block
-    keys: list[str]
-    failures: int = 0
+POLL_S = 1.0
+"""Longest wait for workers, between looks at deadlines."""
 
 
 class Scheduler:
-    """Runs what is missing of a plan."""
+    """Runs what is missing of a plan.
+
+    `joins` is for a driver beside another one: it begins elsewhere, and looks before each block
+    whether the other was there.
+    """
 
     def __init__(
         self,
@@ -62,132 +55,258 @@ class Scheduler:
         *,
         remote_worker: Any = RemoteWorker,
         on_progress: Callable[[Progress], None] | None = None,
+        limits: Limits | None = None,
+        joins: bool = False,
     ) -> None:
         self.plan, self.results = plan, results
-        self.remote_worker = remote_worker
+        self.joins = joins
         self.on_progress = on_progress or (lambda progress: None)
-        self.queue, total, done = self._pending()
-        self.outcome = Outcome(cells_total=total, cells_done=done)
-        self.done_before = done
-        self.actors: list[Any] = []
-        self.started = monotonic()
-        self._num_made = 0
+        self.limits = limits or Limits.of(plan)
+        self.layout = Layout(plan)
+        self.watch = Watch(self.layout, self.limits)
+        works, self.outcome = self._pending()
+        self.done_before = self.outcome.cells_done
+        self.ledger = Ledger(self.layout, results, self.limits, self.outcome)
+        self.board = self._new_board(works, is_leased=plan.workers.schedule == "leases")
+        num_slots = min(plan.workers.count, len(works))
+        self.crew = Crew(plan, remote_worker, self.limits, self.ledger, num_slots)
+        self.started = self.last_done = monotonic()
+        self._is_starting = True
 
-    def _pending(self) -> tuple[deque[_Work], int, int]:
-        committed = self.results.committed_keys()
-        works, total = [], 0
-        for block in self.plan.blocks():
-            total += len(block.cells)
-            missing = [cell.key for cell in block.cells if cell.key not in committed]
+    def _pending(self) -> tuple[list[Work], Outcome]:
+        works, total, done = [], 0, 0
+        for index, num_cells, missing in self.layout.missing(self.results.committed_keys()):
+            total, done = total + num_cells, done + num_cells - missing.bit_count()
             if missing:
-                works.append(_Work(block, missing))
-        random.Random(self.plan.shuffle_seed).shuffle(works)
-        return deque(works), total, total - sum(len(work.keys) for work in works)
+                works.append(Work(index, missing))
+        # Two drivers that begin at the same place would do the same twice.
+        seed = uuid.uuid4().int if self.joins else self.plan.shuffle_seed
+        random.Random(seed).shuffle(works)
+        return works, Outcome(cells_total=total, cells_done=done)
+
+    def _new_board(self, works: list[Work], *, is_leased: bool) -> Board:
+        self.is_leased = is_leased
+        if is_leased:
+            workers = self.plan.workers
+            return in_leases(works, self.layout, workers.rounds, self.plan.shuffle_seed)
+        return in_blocks(works, tuple(c.name for c in self.plan.configurations))
+
+    @property
+    def slots(self) -> list[Slot]:
+        return self.crew.slots
 
     @property
     def num_pending(self) -> int:
         """Cells that are not committed yet."""
         return self.outcome.cells_total - self.outcome.cells_done
 
-    def start(self) -> list[dict[str, Any]]:
-        """Make the workers and load their models; returns what each says of its device.
+    # --- the loop ------------------------------------------------------------------------------
 
-        Raises InputError where the cluster is too small or the model cannot be loaded.
+    def start(self) -> list[dict[str, Any]]:
+        """Make the workers that there is room for, and load their models; what each says of itself.
+
+        Raises InputError where the cluster is too small, or where no configuration can be loaded.
         """
         preflight(self.plan)
-        count = min(self.plan.workers.count, len(self.queue))
-        self.actors = [self._new_actor() for _ in range(count)]
+        expected = self.slots[: max(1, room_for(self.plan.workers, "Resources"))]
         try:
-            loaded: list[dict[str, Any]] = ray.get([actor.load.remote() for actor in self.actors])
-        except RayTaskError as error:
+            while not self._have_started(expected):
+                self._turn()
+        except BaseException:
             self.stop()
-            raise error.cause from None
-        except RayError as error:
-            self.stop()
-            raise InputError(
-                f"a worker died while it loaded the model: {_last_line(error)}",
-                source=self.plan.model.path,
-                mend="Where it ran out of memory, use fewer workers or a smaller dtype",
-            ) from error
-        self.started = monotonic()
-        return loaded
+            raise
+        self.started = self.last_done = monotonic()
+        return [slot.facts for slot in self.slots if slot.facts is not None]
 
-    def _new_actor(self) -> Any:
-        resources = self.plan.workers
-        self._num_made += 1
-        return self.remote_worker.options(
-            num_cpus=resources.cpus,
-            num_gpus=resources.gpus,
-            max_restarts=0,
-            max_task_retries=0,
-            max_concurrency=1,
-        ).remote(self.plan.model_dump_json(), self._num_made - 1)
+    def _have_started(self, expected: list[Slot]) -> bool:
+        ready = [slot for slot in expected if self.crew.is_ready(slot)]
+        return bool(ready) and all(slot.failures or self.crew.is_ready(slot) for slot in expected)
 
     def run(self) -> Outcome:
         """Run every pending block; always stops the workers, also when interrupted."""
-        flying: dict[Any, tuple[Any, _Work]] = {}
-        idle = deque(self.actors)
+        self._is_starting = False
         try:
-            while self.queue or flying:
-                while idle and self.queue:
-                    actor, work = idle.popleft(), self.queue.popleft()
-                    flying[actor.run.remote(work.block.model_dump_json(), work.keys)] = (
-                        actor,
-                        work,
-                    )
-                ready, _ = ray.wait(list(flying), num_returns=1, timeout=1.0)
-                for reference in ready:
-                    actor, work = flying.pop(reference)
-                    idle.append(self._settle(reference, actor, work))
+            self.ledger.forget_earlier()
+            while not self._is_over():
+                self._turn()
+                self._replace_the_late()
                 self.on_progress(self.progress())
+            self.ledger.write_failed_configurations()
         finally:
             self.stop()
         return self.outcome
 
-    def _settle(self, reference: Any, actor: Any, work: _Work) -> Any:
-        """Count what a block came to; returns the actor to use next."""
+    def _is_over(self) -> bool:
+        if self.crew.is_given_up:
+            return True
+        running = any(slot.work is not None and slot.work.missing for slot in self.slots)
+        return not running and not self.board.num_works
+
+    def _turn(self) -> None:
+        """Give everybody who waits something to do, then wait until somebody has done it."""
+        for slot in self.slots:
+            if slot.task is None and not slot.is_given_up:
+                self._advance(slot)
+        tasks = {slot.task.reference: slot for slot in self.slots if slot.task is not None}
+        if not tasks:
+            sleep(min(POLL_S, 0.05))
+            return
+        ready, rest = ray.wait(list(tasks), num_returns=1, timeout=POLL_S)
+        if ready and rest:
+            ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
+        for reference in ready:
+            slot = tasks[reference]
+            # A failure of another one may have ended this worker meanwhile.
+            if slot.task is not None and slot.task.reference == reference:
+                self._settle(slot, slot.task)
+
+    # --- giving work ---------------------------------------------------------------------------
+
+    def _advance(self, slot: Slot) -> None:
+        """The next call of a slot's worker, if there is one to make now."""
+        if slot.actor is None:
+            self._fill(slot)
+            return
+        if names := self.crew.to_load(slot):
+            self.crew.load_one(slot, names)
+        elif not self._is_starting:
+            self._dispatch(slot)
+
+    def _fill(self, slot: Slot) -> None:
+        if monotonic() < slot.not_before:
+            return
+        if slot.lease is None or not slot.lease.works:
+            slot.lease = self._next_lease() or slot.lease
+        if slot.lease is None or not slot.lease.works:
+            return
+        self.crew.open(slot)
+
+    def _next_lease(self) -> Lease | None:
+        return self.board.join(frozenset(self.ledger.failed_configurations))
+
+    def _dispatch(self, slot: Slot) -> None:
+        assert slot.lease is not None
+        while slot.lease.works:
+            work = slot.lease.works.popleft()
+            if self.joins:
+                self.ledger.recheck(work)
+            if work.missing:
+                self._run(slot, work)
+                return
+        if self.is_leased and (lease := self._next_lease()) is not None:
+            slot.discard()
+            slot.lease = lease
+            self._fill(slot)
+            return
+        if self.board.num_works:
+            return
+        straggler = self.watch.straggler(self.slots, slot.loaded)
+        if straggler is None:
+            return
+        self.ledger.recheck(straggler)
+        if straggler.missing:
+            self.outcome.speculations += 1
+            log.info("straggler", extra={"block": straggler.index, "worker": slot.number})
+            self._run(slot, straggler)
+
+    def _run(self, slot: Slot, work: Work) -> None:
+        block = self.layout.block(work.index).model_copy(update={"round": work.round})
+        keys = [block.cells[place].key for place in cells_in(work.missing)]
+        reference = slot.actor.run.remote(block.model_dump_json(), keys)
+        slot.task = Task("run", reference, work=work, mask=work.missing)
+        work.num_runners += 1
+        self.outcome.executions += 1
+
+    # --- what came of it -----------------------------------------------------------------------
+
+    def _settle(self, slot: Slot, task: Task) -> None:
+        slot.task = None
         try:
-            receipts = ray.get(reference)
-        except RayTaskError as error:
-            self._failed(work, str(error.cause).splitlines()[0])
-            return actor
+            value = ray.get(task.reference)
         except RayError as error:
-            # The outcome is unknown: what it committed stays, the rest is run again elsewhere.
-            ray.kill(actor)
-            self._failed(work, f"{type(error).__name__}: worker lost")
-            replacement = self._new_actor()
-            self.actors[self.actors.index(actor)] = replacement
-            replacement.load.remote()
-            return replacement
-        for receipt in receipts:
-            self._count(receipt)
-        return actor
-
-    def _count(self, receipt: dict[str, Any]) -> None:
-        outcome = self.outcome
-        outcome.cells_done += 1
-        outcome.rows += receipt["rows"]
-        outcome.errors += receipt["num_errors"]
-        outcome.completion_tokens += receipt["completion_tokens"]
-
-    def _failed(self, work: _Work, reason: str) -> None:
-        committed = self.results.committed_keys()
-        self.outcome.cells_done += sum(key in committed for key in work.keys)
-        work.keys = [key for key in work.keys if key not in committed]
-        if not work.keys:
+            self._failed(slot, task, classify(error))
             return
-        work.failures += 1
-        if work.failures < MAX_ATTEMPTS:
-            self.outcome.retries += 1
-            self.queue.appendleft(work)
+        if task.kind == "open":
+            slot.facts = value
             return
-        block = work.block
-        name = f"{block.kind} of {block.dataset} shard {block.shard} seed {block.seed}"
-        self.outcome.quarantined.append(f"{name}: {reason}")
-        record = {"block": block.model_dump(mode="json"), "keys": work.keys, "reason": reason}
-        self.results.store.replace(
-            f"_quarantine/block-{block.index}.json", json.dumps(record).encode()
-        )
+        if task.kind == "load":
+            self.crew.loaded(slot, task.configuration)
+        elif task.work is not None:
+            task.work.num_runners -= 1
+            self.watch.note(task)
+            self.ledger.count(task.work, value)
+            self.last_done = monotonic()
+            # Cells of one call, of which an earlier execution had committed some.
+            self.ledger.recheck(task.work)
+        slot.failures = 0
+
+    def _failed(self, slot: Slot, task: Task, failure: Failure) -> None:
+        self.ledger.note(failure)
+        log.warning(
+            "a worker failed",
+            extra={"worker": slot.number, "task": task.kind, "kind": failure.kind,
+                   "reason": failure.reason, "configuration": task.configuration or None,
+                   "block": task.work.index if task.work else None},
+        )  # fmt: skip
+        does_not_fit = failure.kind == "out_of_memory" and bool(slot.loaded)
+        if failure.loses_worker or task.kind == "open":
+            self.crew.lose(slot, failure)
+        if task.kind == "run" and task.work is not None:
+            self._failed_run(task.work, failure)
+        elif task.kind == "load":
+            if does_not_fit and self.plan.workers.schedule == "auto" and not self.is_leased:
+                self._change_to_leases()
+            else:
+                self.crew.failed_load(slot, task.configuration, failure)
+                self._drop_failed()
+        if self._is_starting:
+            self.crew.refuse_to_start(failure)
+
+    def _failed_run(self, work: Work, failure: Failure) -> None:
+        if isinstance(failure.cause, InputError) and failure.cause.field == "output":
+            raise failure.cause  # nothing can be written, so nothing can be done
+        work.num_runners -= 1
+        if work.num_runners:
+            return  # another worker has it
+        for again in self.ledger.charge(work, failure):
+            self.board.put_back(again, self.layout)
+        self._drop_failed()
+
+    def _drop_failed(self) -> None:
+        """Take what is left of failed configurations off the board."""
+        failed = self.ledger.failed_configurations
+        if not failed:
+            return
+        masks: dict[int, int] = {}
+        for work in self.board.works():
+            by_name = self.layout.by_configuration(work.index)
+            masks[work.index] = sum(mask for name, mask in by_name.items() if name in failed)
+        self.board.drop(masks)
+
+    def _change_to_leases(self) -> None:
+        """The configurations do not fit beside each other: one at a time from now on."""
+        log.warning("configurations do not fit into memory together: changing to leases")
+        works = self.board.works()
+        for slot in self.slots:
+            if slot.work is not None and slot.work.missing:
+                works.append(slot.work)
+        self.crew.clear()
+        for work in works:
+            work.num_runners = 0
+        self.board = self._new_board(works, is_leased=True)
+
+    # --- watching ------------------------------------------------------------------------------
+
+    def _replace_the_late(self) -> None:
+        """End workers that are past their deadline, and all busy ones where nothing gets done."""
+        for slot, task, deadline_s in list(self.watch.late(self.slots)):
+            self._failed(slot, task, Failure("deadline", f"not done within {deadline_s:.0f} s"))
+        if monotonic() - self.last_done > self.limits.stall_s:
+            self.last_done = monotonic()
+            write_stall(self.results.store, self.slots, self.limits.stall_s)
+            for slot in self.slots:
+                if slot.task is not None:
+                    self._failed(slot, slot.task, Failure("stall", "nothing was committed"))
 
     def progress(self) -> Progress:
         outcome = self.outcome
@@ -200,38 +319,11 @@ class Scheduler:
             completion_tokens=outcome.completion_tokens,
             retries=outcome.retries,
             quarantined=len(outcome.quarantined),
+            num_workers=self.crew.num_alive,
             elapsed_s=monotonic() - self.started,
         )
 
     def stop(self) -> None:
         """End the workers. What they have committed stays."""
-        for actor in self.actors:
-            ray.kill(actor)
-        self.actors = []
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
-
-
-def preflight(plan: Plan) -> str:
-    """What is asked for and what the cluster has, in a line.
-
-    Raises InputError where it is less: such a request would wait forever.
-    """
-    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    wanted = plan.workers
-    for resource, each in (("GPU", wanted.gpus), ("CPU", wanted.cpus)):
-        has = have.get(resource, 0.0)
-        if each * wanted.count > has:
-            field = f"workers.{resource.lower()}s"
-            raise InputError(
-                f"{wanted.count} workers x {each:g} {resource}s are asked for, and the cluster has "
-                f"{has:g}",
-                field=field,
-                mend=f"Ask for fewer workers or {resource}s, or start a larger cluster",
-            )
-    asked = f"{wanted.count} workers x {wanted.cpus:g} CPUs, {wanted.gpus:g} GPUs"
-    there = f"{have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs"
-    return f"asking for {asked}; the cluster has {there}"
+        for slot in self.slots:
+            slot.discard()

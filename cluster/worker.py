@@ -48,7 +48,9 @@ class Worker:
         self.node = socket.gethostname()
         self.results = Results(self.plan.output)
         self.arms: dict[str, Arm] = {}
+        self.base: LanguageModel | None = None
         self.base_tokenizer: Any = None
+        self._models: dict[str, LanguageModel] = {}  # by their optimisations
         self.device = "cpu"
         self._prompts: dict[str, list[dict[str, Any]]] | None = None
         self._prefixes: dict[str, PrefixStore] = {}  # of the block, by `Arm.prefill`
@@ -62,24 +64,43 @@ class Worker:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         torch.set_num_threads(max(1, int(resources.cpus)))
 
-    def load(self) -> dict[str, Any]:
-        """Load the model, apply every configuration's optimisations, warm each up.
+    def open(self) -> dict[str, Any]:
+        """Load the model that every configuration starts from; what this worker runs on.
 
-        Raises InputError where the model or an artifact cannot be used.
+        Raises InputError where the model cannot be used.
         """
-        base = load_source(self.plan.model)
-        self.base_tokenizer = base.tokenizer
-        if base.device.type == "cuda":
-            self.device = torch.cuda.get_device_name(base.device)
-        models: dict[str, LanguageModel] = {}
+        self.base = load_source(self.plan.model)
+        self.base_tokenizer = self.base.tokenizer
+        if self.base.device.type == "cuda":
+            self.device = torch.cuda.get_device_name(self.base.device)
+        return {
+            "worker": self.name,
+            "device": self.device,
+            "node": self.node,
+            "pid": os.getpid(),
+            "threads": torch.get_num_threads(),
+        }
+
+    def load_configuration(self, name: str) -> None:
+        """Apply a configuration's optimisations and warm it up.
+
+        Raises InputError where an artifact cannot be used.
+        """
+        assert self.base is not None, "open() comes first"
+        configuration = self.plan.configuration(name)
+        key = repr(configuration.optimizations)
+        if key not in self._models:
+            self._models[key] = apply_all(self.base, self._optimizations(configuration))
+        arm = make_arm(configuration, self._models[key], self.base)
+        arm.warm_up()
+        self.arms[name] = arm
+
+    def load(self) -> dict[str, Any]:
+        """All of it: `open`, then every configuration."""
+        facts = self.open()
         for configuration in self.plan.configurations:
-            key = repr(configuration.optimizations)
-            if key not in models:
-                models[key] = apply_all(base, self._optimizations(configuration))
-            self.arms[configuration.name] = make_arm(configuration, models[key], base)
-        for arm in self.arms.values():
-            arm.warm_up()
-        return {"device": self.device, "node": self.node, "threads": torch.get_num_threads()}
+            self.load_configuration(configuration.name)
+        return facts
 
     def _optimizations(self, configuration: Configuration) -> list[Optimization]:
         """Of a configuration; InputError where an artifact is not the one that was planned with."""
@@ -166,7 +187,7 @@ class Worker:
             wall_s, prefix_s = perf_counter() - start, 0.0
         common = {
             "block": block.index,
-            "round": 0,
+            "round": block.round,
             "joint_cells": len(cells),
             "wall_s": wall_s / len(cells),
             "prefix_s": prefix_s / len(cells),

@@ -1,0 +1,128 @@
+"""`Crew`: the workers of a run, made, loaded, replaced and given up. It knows nothing of work."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from cluster.failures import Failure
+from cluster.ledger import Ledger
+from cluster.limits import Limits
+from cluster.plan import Plan
+from cluster.slot import Slot, Task
+from optim.errors import InputError
+
+log = logging.getLogger("optrial.scheduler")
+
+
+class Crew:
+    """Slots for workers, and what is known of loading configurations."""
+
+    def __init__(
+        self, plan: Plan, remote_worker: Any, limits: Limits, ledger: Ledger, num: int
+    ) -> None:
+        self.plan, self.remote_worker, self.limits, self.ledger = (
+            plan,
+            remote_worker,
+            limits,
+            ledger,
+        )
+        self.slots = [Slot(i) for i in range(num)]
+        self._proven: set[str] = set()
+        self._load_failures: dict[str, int] = {}
+
+    @property
+    def num_alive(self) -> int:
+        return sum(slot.is_alive for slot in self.slots)
+
+    @property
+    def is_given_up(self) -> bool:
+        return bool(self.slots) and all(slot.is_given_up for slot in self.slots)
+
+    def is_ready(self, slot: Slot) -> bool:
+        """Whether it waits for work."""
+        return slot.is_alive and slot.task is None and not self.to_load(slot)
+
+    def to_load(self, slot: Slot) -> list[str]:
+        """The configurations that a worker still lacks, without those that were given up."""
+        assert slot.lease is not None
+        failed = self.ledger.failed_configurations
+        return [n for n in slot.lease.configurations if n not in slot.loaded and n not in failed]
+
+    def open(self, slot: Slot) -> None:
+        """Start a worker, which opens the model."""
+        resources = self.plan.workers
+        kind = resources.accelerator_type
+        slot.actor = self.remote_worker.options(
+            num_cpus=resources.cpus,
+            num_gpus=resources.gpus,
+            max_restarts=0,
+            max_task_retries=0,
+            max_concurrency=1,
+            **({} if kind is None else {"accelerator_type": kind}),
+        ).remote(self.plan.model_dump_json(), slot.number)
+        self.ledger.outcome.loads += 1
+        slot.task = Task("open", slot.actor.open.remote())
+
+    def load_one(self, slot: Slot, names: list[str]) -> None:
+        """Load a configuration that is known to load, or that nobody else is trying just now.
+
+        One that ends the worker which loads it would end them all otherwise.
+        """
+        tried = {
+            each.task.configuration for each in self.slots if each.task and each.task.kind == "load"
+        }
+        for name in names:
+            if name in self._proven or name not in tried:
+                reference = slot.actor.load_configuration.remote(name)
+                slot.task = Task("load", reference, configuration=name)
+                return
+
+    def loaded(self, slot: Slot, name: str) -> None:
+        slot.loaded.add(name)
+        self._proven.add(name)
+
+    def lose(self, slot: Slot, failure: Failure) -> None:
+        """End a worker that failed; another takes its place, later from failure to failure."""
+        slot.discard()
+        if not failure.is_charged:
+            return
+        slot.failures += 1
+        slot.wait_after_failure(self.limits.backoff(slot.failures))
+        if slot.failures >= self.limits.max_worker_failures:
+            slot.is_given_up = True
+            log.error("worker given up", extra={"worker": slot.number, "reason": failure.reason})
+
+    def failed_load(self, slot: Slot, name: str, failure: Failure) -> None:
+        """Charge a failed load: to the worker where it loads elsewhere, else to the configuration.
+
+        A configuration is given up after `max_loads` failures.
+        """
+        if name in self._proven:
+            if not failure.loses_worker:
+                self.lose(slot, failure)
+            return
+        self._load_failures[name] = self._load_failures.get(name, 0) + failure.is_charged
+        if self._load_failures[name] >= self.limits.max_loads:
+            self.ledger.fail_configuration(name, failure)
+
+    def refuse_to_start(self, failure: Failure) -> None:
+        """Raise InputError for bad input, and where nothing of the trial can be run.
+
+        For failures before anything is written.
+        """
+        if failure.kind == "input" and failure.cause is not None:
+            raise failure.cause
+        names = {configuration.name for configuration in self.plan.configurations}
+        if names <= self.ledger.failed_configurations.keys() or self.is_given_up:
+            raise InputError(
+                f"no worker could load the model: {failure.reason}",
+                source=self.plan.model.path,
+                mend="Where it ran out of memory, use fewer workers or a smaller dtype",
+            ) from failure.cause
+
+    def clear(self) -> None:
+        """End all workers, and let all slots be filled anew."""
+        for slot in self.slots:
+            slot.discard()
+            slot.lease, slot.failures, slot.is_given_up = None, 0, False

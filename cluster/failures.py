@@ -1,0 +1,66 @@
+"""What went wrong with a worker, and whether the work is to blame.
+
+After measurements of Ray 2.60: an actor that is killed shows as `ActorDiedError`, or, while its
+node is being given up, as `ActorUnavailableError`; one that Ray killed for memory as
+`OutOfMemoryError`, which is no `RayActorError`. None of them says whether the work was committed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError, RayTaskError
+
+from optim.errors import InputError
+
+FailureKind = Literal["error", "input", "out_of_memory", "crash", "preempted", "deadline", "stall"]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One failed call of a worker."""
+
+    kind: FailureKind
+    reason: str
+    """One line."""
+    cause: BaseException | None = None
+
+    @property
+    def loses_worker(self) -> bool:
+        """Whether the process is gone, or not to be trusted any more."""
+        return self.kind not in {"error", "input"}
+
+    @property
+    def is_charged(self) -> bool:
+        """Whether the work may be to blame; a node that was taken away says nothing of it."""
+        return self.kind != "preempted"
+
+
+def classify(error: RayError) -> Failure:
+    """What an error of Ray stands for."""
+    if isinstance(error, RayTaskError):
+        return _of_application(error)
+    if isinstance(error, OutOfMemoryError):
+        return Failure("out_of_memory", "out of memory: Ray ended the worker", error)
+    if isinstance(error, ActorDiedError) and error.preempted:
+        return Failure("preempted", "the worker's node was taken away", error)
+    return Failure("crash", f"worker lost ({type(error).__name__}: {_last_line(error)})", error)
+
+
+def _of_application(error: RayTaskError) -> Failure:
+    cause = error.cause
+    lines = str(cause).strip().splitlines()
+    reason = lines[0] if lines else type(cause).__name__
+    if isinstance(cause, InputError):
+        return Failure("input", reason, cause)
+    # By name: the driver need not import torch to know its error.
+    names = {kind.__name__ for kind in type(cause).__mro__}
+    if names & {"OutOfMemoryError", "MemoryError"}:
+        return Failure("out_of_memory", f"out of memory: {reason}", cause)
+    return Failure("error", f"{type(cause).__name__}: {reason}", cause)
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason given"

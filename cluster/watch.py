@@ -1,0 +1,50 @@
+"""`Watch`: who takes too long with what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from cluster.board import Work
+from cluster.layout import Layout
+from cluster.limits import Durations, Limits
+from cluster.slot import Slot, Task
+
+
+class Watch:
+    """Learns how long blocks take, and compares with it."""
+
+    def __init__(self, layout: Layout, limits: Limits) -> None:
+        self.layout, self.durations = layout, Durations(limits)
+
+    def note(self, task: Task) -> None:
+        """Learn from a call that ended well."""
+        self.durations.note(*self._size(task), task.elapsed_s)
+
+    def late(self, slots: Sequence[Slot]) -> Iterator[tuple[Slot, Task, float]]:
+        """Slots whose call is past its deadline, with the call and the deadline in seconds."""
+        for slot in slots:
+            task = slot.task
+            if task is not None and task.work is not None:
+                deadline_s = self.durations.deadline_s(*self._size(task))
+                if deadline_s is not None and task.elapsed_s > deadline_s:
+                    yield slot, task, deadline_s
+
+    def straggler(self, slots: Sequence[Slot], loaded: set[str]) -> Work | None:
+        """What one worker takes unusually long with, and one that has `loaded` could run too."""
+        for slot in slots:
+            task = slot.task
+            if task is None or task.work is None or not task.work.missing:
+                continue
+            after_s = self.durations.straggles_after_s(*self._size(task))
+            if task.work.num_runners > 1 or after_s is None or task.elapsed_s <= after_s:
+                continue
+            masks = self.layout.by_configuration(task.work.index)
+            if all(name in loaded for name, mask in masks.items() if mask & task.work.missing):
+                return task.work
+        return None
+
+    def _size(self, task: Task) -> tuple[tuple[str, str], int]:
+        """Family of a call's block, and rows over all cells that were asked for."""
+        assert task.work is not None
+        index = task.work.index
+        return self.layout.family(index), self.layout.num_rows(index) * task.mask.bit_count()

@@ -1,0 +1,21 @@
+"""What must hold of a trial's results, whatever happened while it ran."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cluster.plan import Plan
+from cluster.results import Results
+
+
+def require_sound(plan: Plan, results: Results, *, is_complete: bool = True) -> None:
+    """No row twice, none missing, nothing half-written, every part as its receipt says."""
+    table = results.read("generations", ["dataset", "seed", "prompt_id"])
+    rows = list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+    assert len(rows) == len(set(rows))
+    if is_complete:
+        assert list(results.verify()) == []
+        cells = [cell for block in plan.blocks() for cell in block.cells]
+        assert len(rows) == sum(cell.stop - cell.start for cell in cells)
+    folder = Path(plan.output) / "_tmp"
+    assert not folder.exists() or not list(folder.iterdir())

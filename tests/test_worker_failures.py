@@ -1,0 +1,211 @@
+"""Workers that die, hang, fail or do not start: nothing is lost, and only what fails is set aside.
+
+The worker is simulated; Ray, the scheduler and the commits are real.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import pytest
+from faulty_worker import RemoteFaulty, events, pids, set_fault
+from sound_results import require_sound
+
+from benchmarks.simulated import prepared, simulated_plan
+from cluster.ledger import QUARANTINE
+from cluster.limits import Limits
+from cluster.outcome import Outcome
+from cluster.plan import Plan, WorkerResources
+from cluster.results import Results
+from cluster.scheduler import Scheduler
+from optim.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+ARMS = ("baseline", "other", "third")
+TWO = WorkerResources(count=2)
+QUICK = Limits(min_deadline_s=3.0, backoff_s=0.1, max_backoff_s=1.0)
+
+
+def run(plan: Plan, limits: Limits = QUICK, **options: Any) -> tuple[Scheduler, Outcome]:
+    results = prepared(plan)
+    scheduler = Scheduler(plan, results, remote_worker=RemoteFaulty, limits=limits, **options)
+    scheduler.start()
+    return scheduler, scheduler.run()
+
+
+def quarantined(plan: Plan) -> list[dict[str, Any]]:
+    store = Results(plan.output).store
+    return [json.loads(store.read(name)) for name in store.list(QUARANTINE)]
+
+
+def test_a_worker_killed_in_a_block_is_replaced_and_the_block_is_run_again(tmp_path: Path) -> None:
+    plan = simulated_plan(tmp_path, num_shards=60, latency_s=0.02, workers=TWO)
+    set_fault(plan, "once-kill")
+    _, outcome = run(plan)
+    assert outcome.is_complete
+    require_sound(plan, Results(plan.output))
+    # The cell was committed before the kill, so it need not even run again.
+    assert outcome.executions == events(plan)["run"] == 60
+    assert outcome.failures == {"crash": 1}
+    assert events(plan)["open"] == outcome.loads == 3
+
+
+def test_a_worker_killed_from_outside_costs_one_execution(tmp_path: Path) -> None:
+    plan = simulated_plan(tmp_path, num_shards=60, latency_s=0.1, workers=TWO)
+    results = prepared(plan)
+    seen: list[tuple[float, int, int]] = []
+    scheduler = Scheduler(plan, results, remote_worker=RemoteFaulty, limits=QUICK)
+    scheduler.on_progress = lambda p: seen.append((monotonic(), p.num_workers, p.retries))
+    scheduler.start()
+    killed: list[float] = []
+
+    def kill() -> None:
+        sleep(1.0)
+        os.kill(pids(plan)[0], signal.SIGKILL)
+        killed.append(monotonic())
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    outcome = scheduler.run()
+    thread.join()
+    assert outcome.is_complete
+    require_sound(plan, results)
+    assert outcome.executions <= 61
+    assert outcome.loads <= 3
+    noticed = next(at for at, workers, _ in seen if at > killed[0] and workers < 2)
+    assert noticed - killed[0] < 1.5
+    replaced = next(at for at, workers, _ in seen if at > noticed and workers == 2)
+    assert replaced - killed[0] < 15
+
+
+def test_a_configuration_that_always_raises_is_set_aside_alone(tmp_path: Path) -> None:
+    plan = simulated_plan(tmp_path, num_shards=8, configurations=ARMS, workers=TWO)
+    set_fault(plan, "raise-other")
+    _, outcome = run(plan)
+    assert outcome.cells_done == 16
+    done = {part.configuration for part in Results(plan.output).parts("generations")}
+    assert done == {"baseline", "third"}
+    assert any("no more of other" in reason for reason in outcome.quarantined)
+    # It is given up as a whole before each of its blocks has failed three times.
+    assert outcome.quarantined[-1].startswith("all of other: ")
+    assert events(plan)["run"] <= 8 + 8 + 2 * 3 + 8
+    assert {record["configuration"] for record in quarantined(plan)} == {"other"}
+    assert outcome.failures.keys() == {"error"}
+    # It is tried again by the next run, and a mended one is complete.
+    (tmp_path / "faults" / "raise-other").unlink()
+    again = Scheduler(plan, Results(plan.output), remote_worker=RemoteFaulty, limits=QUICK)
+    again.start()
+    assert again.run().is_complete
+    require_sound(plan, Results(plan.output))
+    assert quarantined(plan) == []
+
+
+def test_want_of_memory_is_told_apart_and_ends_the_worker(tmp_path: Path) -> None:
+    plan = simulated_plan(tmp_path, num_shards=4, configurations=ARMS)
+    set_fault(plan, "memory-third")
+    _, outcome = run(plan)
+    assert outcome.cells_done == 8
+    assert outcome.failures.keys() == {"out_of_memory"}
+    assert {record["kind"] for record in quarantined(plan)} <= {"out_of_memory", "error"}
+    assert all("out of memory" in reason for reason in outcome.quarantined)
+    assert outcome.loads == 1 + outcome.failures["out_of_memory"]
+
+
+@pytest.mark.parametrize("fault", ["load-raise-other", "load-kill-other"])
+def test_a_configuration_that_cannot_be_loaded_fails_alone(tmp_path: Path, fault: str) -> None:
+    plan = simulated_plan(tmp_path, num_shards=6, configurations=ARMS, workers=TWO)
+    set_fault(plan, fault)
+    _, outcome = run(plan)
+    assert events(plan)["load other"] <= 3
+    assert outcome.cells_done == 12
+    assert [reason.split(":")[0] for reason in outcome.quarantined] == ["all of other"]
+    assert [record["configuration"] for record in quarantined(plan)] == ["other"]
+
+
+def test_a_trial_of_which_nothing_loads_is_refused(tmp_path: Path) -> None:
+    plan = simulated_plan(tmp_path, num_shards=6)
+    set_fault(plan, "load-kill-baseline")
+    scheduler = Scheduler(plan, prepared(plan), remote_worker=RemoteFaulty, limits=QUICK)
+    with pytest.raises(InputError, match="no worker could load the model"):
+        scheduler.start()
+    assert events(plan)["load baseline"] <= 3
+
+
+def test_configurations_that_do_not_fit_together_are_run_in_leases(tmp_path: Path) -> None:
+    plan = simulated_plan(tmp_path, num_shards=9, configurations=ARMS, seeds=(0, 1))
+    set_fault(plan, "once-load-memory-other")
+    scheduler, outcome = run(plan)
+    assert scheduler.is_leased
+    assert outcome.is_complete
+    require_sound(plan, Results(plan.output))
+    # One load for each configuration and round; the attempt to load all comes before.
+    assert events(plan)["open"] == 1 + 3 * 3
+
+
+def test_leases_give_each_configuration_a_turn_in_each_round(tmp_path: Path) -> None:
+    plan = simulated_plan(
+        tmp_path,
+        num_shards=12,
+        configurations=ARMS,
+        workers=WorkerResources(count=1, schedule="leases", rounds=4),
+    )
+    _, outcome = run(plan)
+    assert outcome.is_complete
+    require_sound(plan, Results(plan.output))
+    loads = [name for name in events(plan) if name.startswith("load ")]
+    assert {events(plan)[name] for name in loads} == {4}
+    cells = Results(plan.output).cells()
+    turns = {(cell["round"], cell["configuration"]) for cell in cells}
+    assert turns == {(number, name) for number in (1, 2, 3, 4) for name in ARMS}
+    by_round = {n: {c["shard"] for c in cells if c["round"] == n} for n in (1, 2, 3, 4)}
+    assert sorted(s for shards in by_round.values() for s in shards) == list(range(12))
+
+
+def test_a_hung_block_is_ended_at_its_deadline_and_run_elsewhere(tmp_path: Path) -> None:
+    plan = simulated_plan(tmp_path, num_shards=20, configurations=ARMS, latency_s=0.02, workers=TWO)
+    set_fault(plan, "once-hang")
+    start = monotonic()
+    _, outcome = run(plan, Limits(min_deadline_s=3.0, straggle_s=1e9))
+    assert outcome.is_complete
+    assert outcome.failures == {"deadline": 1}
+    assert monotonic() - start < 3 + 5 + 25  # the workers' start is in it
+    require_sound(plan, Results(plan.output))
+
+
+def test_an_idle_worker_takes_what_another_is_slow_with(tmp_path: Path) -> None:
+    plan = simulated_plan(tmp_path, num_shards=20, configurations=ARMS, latency_s=0.02, workers=TWO)
+    set_fault(plan, "once-hang")
+    _, outcome = run(plan, Limits(min_deadline_s=600, straggle_s=1.0))
+    assert outcome.is_complete
+    assert outcome.speculations == 1
+    assert outcome.failures == {}
+    require_sound(plan, Results(plan.output))
+
+
+def test_where_nothing_is_committed_the_state_is_written_down(tmp_path: Path) -> None:
+    plan = simulated_plan(tmp_path, num_shards=2)
+    set_fault(plan, "once-hang")
+    _, outcome = run(plan, Limits(stall_s=3.0))
+    assert outcome.is_complete
+    assert outcome.failures == {"stall": 1}
+    (name,) = Results(plan.output).store.list("_logs")
+    dump = json.loads(Results(plan.output).store.read(name))
+    assert dump["workers"][0]["task"] == "run"
+    require_sound(plan, Results(plan.output))
+
+
+def test_fewer_workers_than_wanted_are_enough_to_begin(tmp_path: Path) -> None:
+    plan = simulated_plan(
+        tmp_path, num_shards=8, latency_s=0.05, workers=WorkerResources(count=3, cpus=2)
+    )
+    scheduler, outcome = run(plan)
+    assert outcome.is_complete
+    assert sum(slot.number < 2 for slot in scheduler.slots) == 2
+    assert events(plan)["open"] == 2
