@@ -11,7 +11,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Ray's workers import the workers that tests define.
-os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (Path(__file__).parent, Path(__file__).parents[1])))
+_TESTS = Path(__file__).parent
+os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (_TESTS, _TESTS.parent)))
 
 import pytest
 import torch

@@ -1,0 +1,140 @@
+"""A simulated trial on several nodes of one machine, one of which is lost: a program.
+
+    python tests/cluster_trial.py remove|raylet FOLDER [--slow-detection]
+
+Prints JSON. A process of its own, because a process can be in one cluster only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import ray
+from faulty_worker import RemoteFaulty, events
+from ray.cluster_utils import Cluster
+
+from benchmarks.simulated import prepared, simulated_plan
+from cluster.limits import Limits
+from cluster.plan import Plan, WorkerResources
+from cluster.progress import Progress
+from cluster.scheduler import Scheduler
+
+FAST = {
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 300,
+    "health_check_timeout_ms": 1000,
+    "health_check_failure_threshold": 3,
+}
+NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
+
+
+def started_cluster(*, is_fast: bool) -> Cluster:
+    head = {"num_cpus": 0, "object_store_memory": 80 << 20, "include_dashboard": False}
+    if is_fast:
+        head["_system_config"] = FAST
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    return cluster
+
+
+class Trial:
+    """One run, watched, with something done to the cluster while it runs.
+
+    `disturb` is called by the scheduler's loop, until it says that it has done it: only the main
+    thread may start nodes.
+    """
+
+    def __init__(self, plan: Plan, disturb: Callable[[], bool]) -> None:
+        self.plan, self.disturb = plan, disturb
+        self.disturbed = 0.0
+        self.seen: list[tuple[float, int, int]] = []
+        self.scheduler = Scheduler(
+            plan, prepared(plan), remote_worker=RemoteFaulty, limits=Limits(straggle_s=1e9)
+        )
+        self.scheduler.on_progress = self._see
+
+    def _see(self, progress: Progress) -> None:
+        if not self.disturbed:
+            at = monotonic()
+            self.disturbed = at if self.disturb() else 0.0
+        self.seen.append((monotonic(), progress.num_workers, progress.retries))
+
+    def run(self) -> dict[str, Any]:
+        self.scheduler.start()
+        outcome = self.scheduler.run()
+        at = self.disturbed
+        noticed = [t for t, _, retries in self.seen if t > at and retries]
+        whole = [t for t, workers, _ in self.seen if noticed and t > noticed[0] and workers == 2]
+        done = events(self.plan)
+        return {
+            "is_complete": outcome.is_complete,
+            "executions": outcome.executions,
+            "loads": outcome.loads,
+            "duplicates": outcome.duplicates,
+            "failures": outcome.failures,
+            "noticed_s": noticed[0] - at if noticed else None,
+            "recovered_s": whole[0] - at if whole else None,
+            "cells_finished": done["cell"],
+        }
+
+
+def remove_node(folder: Path, *, is_fast: bool) -> dict[str, Any]:
+    """A node and its worker vanish in the middle; a new node comes at once."""
+    cluster = started_cluster(is_fast=is_fast)
+    lost = cluster.add_node(**NODE)
+    cluster.add_node(**NODE)
+    plan = simulated_plan(folder, num_shards=60, latency_s=0.4, workers=WorkerResources(count=2))
+
+    def disturb() -> bool:
+        if events(plan)["cell"] < 10:
+            return False
+        cluster.remove_node(lost, allow_graceful=False)
+        cluster.add_node(**NODE)
+        return True
+
+    found = Trial(plan, disturb).run()
+    ray.shutdown()
+    cluster.shutdown()
+    return found
+
+
+def kill_raylet(folder: Path, *, is_fast: bool) -> dict[str, Any]:
+    """A node's raylet dies, and its worker goes on: an orphan, whose commit comes first."""
+    cluster = started_cluster(is_fast=is_fast)
+    orphaned = cluster.add_node(**NODE)
+    cluster.add_node(**NODE)
+    plan = simulated_plan(folder, num_shards=6, latency_s=6.0, workers=WorkerResources(count=2))
+    raylet = orphaned.all_processes["raylet"][0].process.pid
+
+    def disturb() -> bool:
+        if events(plan)["run"] < 2:
+            return False
+        os.kill(raylet, signal.SIGKILL)
+        cluster.add_node(**NODE)
+        return True
+
+    found = Trial(plan, disturb).run()
+    ray.shutdown()
+    cluster.shutdown()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("scenario", choices=["remove", "raylet"])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--slow-detection", action="store_true")
+    arguments = parser.parse_args()
+    scenario = {"remove": remove_node, "raylet": kill_raylet}[arguments.scenario]
+    print(json.dumps(scenario(arguments.folder, is_fast=not arguments.slow_detection)))
+
+
+if __name__ == "__main__":
+    main()

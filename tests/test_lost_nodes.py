@@ -1,0 +1,58 @@
+"""Nodes that vanish, and workers that outlive theirs: each cell counts once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sound_results import require_sound
+
+from cluster.plan import Plan
+from cluster.results import Results
+
+TESTS = Path(__file__).parent
+
+
+def trial(folder: Path, *words: str) -> tuple[dict[str, Any], Plan]:
+    """What a run of `cluster_trial.py` printed, and its plan."""
+    done = subprocess.run(
+        [sys.executable, str(TESTS / "cluster_trial.py"), words[0], str(folder), *words[1:]],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (TESTS, TESTS.parent)))},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found, Results(str(folder / "out")).plan()
+
+
+@pytest.mark.parametrize(
+    ("words", "within_s"),
+    [((), 10), pytest.param(("--slow-detection",), 30, marks=pytest.mark.slow)],
+)
+def test_a_node_that_is_lost_costs_what_was_in_flight_on_it(
+    tmp_path: Path, words: tuple[str, ...], within_s: float
+) -> None:
+    found, plan = trial(tmp_path, "remove", *words)
+    assert found["is_complete"]
+    assert found["executions"] <= 61
+    assert found["loads"] == 3
+    assert found["recovered_s"] < within_s
+    require_sound(plan, Results(plan.output))
+
+
+def test_a_worker_that_outlives_its_node_commits_first_and_once(tmp_path: Path) -> None:
+    found, plan = trial(tmp_path, "raylet")
+    assert found["is_complete"]
+    # Both executions of one block have finished, and the later one was told that it is a duplicate.
+    assert found["cells_finished"] == found["executions"] == 7
+    assert found["duplicates"] == 1
+    require_sound(plan, Results(plan.output))
+    assert len(Results(plan.output).parts("generations")) == 6
