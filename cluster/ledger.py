@@ -84,7 +84,8 @@ class Ledger:
         work.failures += failure.is_charged
         again = []
         for name, mask in self.layout.by_configuration(work.index).items():
-            if not (rest := work.missing & mask):
+            rest = work.missing & mask
+            if not rest or name in self.failed_configurations:
                 continue
             if failure.is_charged and work.failures >= self.limits.max_attempts:
                 self._set_cells_aside(work.index, rest, name, failure)

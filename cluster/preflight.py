@@ -19,7 +19,7 @@ def preflight(plan: Plan) -> str:
     """
     wanted = plan.workers
     until = monotonic() + wanted.start_timeout_s
-    while not (room := room_for(wanted, "Resources")):
+    while not (room := room_for(wanted)):
         if monotonic() >= until:
             raise _too_small(wanted)
         sleep(min(1.0, max(0.0, until - monotonic())))
@@ -32,9 +32,9 @@ def preflight(plan: Plan) -> str:
     return line
 
 
-def room_for(wanted: WorkerResources, which: str) -> int:
-    """How many workers fit on the cluster's nodes as they are."""
-    return sum(_fit(node.get(which, {}), wanted) for node in _nodes())
+def room_for(wanted: WorkerResources) -> int:
+    """How many workers fit on the cluster's nodes as they are, were nothing else on them."""
+    return sum(_fit(node.get("Resources", {}), wanted) for node in _nodes())
 
 
 def _nodes() -> list[dict[str, Any]]:

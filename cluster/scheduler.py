@@ -40,6 +40,12 @@ log = logging.getLogger("optrial.scheduler")
 POLL_S = 1.0
 """Longest wait for workers, between looks at deadlines."""
 
+GRACE_S = 30.0
+"""How long a run waits for further workers when the first one is ready."""
+
+NOTICE_S = 60.0
+"""How long no worker may have started before that is said."""
+
 
 class Scheduler:
     """Runs what is missing of a plan.
@@ -108,7 +114,8 @@ class Scheduler:
         Raises InputError where the cluster is too small, or where no configuration can be loaded.
         """
         preflight(self.plan)
-        expected = self.slots[: max(1, room_for(self.plan.workers, "Resources"))]
+        expected = self.slots[: max(1, room_for(self.plan.workers))]
+        self._first_ready = 0.0
         try:
             while not self._have_started(expected):
                 self._turn()
@@ -120,7 +127,15 @@ class Scheduler:
 
     def _have_started(self, expected: list[Slot]) -> bool:
         ready = [slot for slot in expected if self.crew.is_ready(slot)]
-        return bool(ready) and all(slot.failures or self.crew.is_ready(slot) for slot in expected)
+        if not ready:
+            if monotonic() - self.started > NOTICE_S:
+                self.started = monotonic()
+                log.warning("no worker has started yet: the cluster may be busy")
+            return False
+        self._first_ready = self._first_ready or monotonic()
+        # Others' jobs may hold what the rest of the workers wait for.
+        is_late = monotonic() - self._first_ready > GRACE_S
+        return is_late or all(slot.failures or self.crew.is_ready(slot) for slot in expected)
 
     def run(self) -> Outcome:
         """Run every pending block; always stops the workers, also when interrupted."""

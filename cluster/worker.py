@@ -23,6 +23,7 @@ import torch
 from cluster.arm import Arm, load_source, make_arm
 from cluster.completion import Completion, Request
 from cluster.engine import Engine
+from cluster.node_cache import NodeCache
 from cluster.plan import Block, Cell, Configuration, Plan
 from cluster.prefixes import PrefixStore
 from cluster.results import Results
@@ -50,6 +51,8 @@ class Worker:
         self.arms: dict[str, Arm] = {}
         self.base: LanguageModel | None = None
         self.base_tokenizer: Any = None
+        cache = self.plan.workers.node_cache
+        self._cache = None if cache is None else NodeCache(cache)
         self._models: dict[str, LanguageModel] = {}  # by their optimisations
         self.device = "cpu"
         self._prompts: dict[str, list[dict[str, Any]]] | None = None
@@ -69,7 +72,9 @@ class Worker:
 
         Raises InputError where the model cannot be used.
         """
-        self.base = load_source(self.plan.model)
+        self.base = load_source(
+            self.plan.model if self._cache is None else self._cache.model(self.plan.model)
+        )
         self.base_tokenizer = self.base.tokenizer
         if self.base.device.type == "cuda":
             self.device = torch.cuda.get_device_name(self.base.device)
@@ -105,7 +110,8 @@ class Worker:
     def _optimizations(self, configuration: Configuration) -> list[Optimization]:
         """Of a configuration; InputError where an artifact is not the one that was planned with."""
         found = []
-        for chosen in configuration.optimizations:
+        for planned in configuration.optimizations:
+            chosen = planned if self._cache is None else self._cache.optimization(planned)
             made = optimization(chosen.name, chosen.settings)
             if made.content() != chosen.fingerprint:
                 raise InputError(

@@ -226,6 +226,20 @@ class WorkersSpec(_Spec):
     """CPUs of each worker, which are its threads."""
     gpus: Annotated[Whole, Field(ge=0)] = 0
     """Whole GPUs of each worker: timings on a shared one mean nothing."""
+    accelerator_type: str | None = None
+    """The only kind of accelerator to run on, as Ray names it (`H100`), where there are several."""
+    start_timeout_s: Annotated[Number, Field(ge=0)] = 0.0
+    """How long to wait for a node that a worker fits on, where nodes come on demand."""
+    schedule: Literal["auto", "blocks", "leases"] = "auto"
+    """`blocks`: a worker holds all configurations and runs them back to back. `leases`: it holds
+    one at a time, in `rounds`. `auto`: leases where they do not fit into memory together."""
+    rounds: Annotated[Whole, Field(ge=1)] = 3
+    """Of leases: how often each configuration has its turn, so that a drift meets all."""
+    deadline_s: Annotated[Number, Field(gt=0)] | None = None
+    """Most seconds that a block may take before its worker is ended; by default five times what is
+    usual, at least 60."""
+    node_cache: str | None = None
+    """A folder on each node's own disk, where model and artifacts are copied to once per node."""
 
 
 class TrialSpec(_Spec):

@@ -2,7 +2,7 @@
 
     python tests/cluster_trial.py remove|raylet FOLDER [--slow-detection]
 
-Prints JSON. A process of its own, because a process can be in one cluster only.
+Writes FOLDER/found.json. A process of its own, because a process is in one cluster only.
 """
 
 from __future__ import annotations
@@ -133,7 +133,8 @@ def main() -> None:
     parser.add_argument("--slow-detection", action="store_true")
     arguments = parser.parse_args()
     scenario = {"remove": remove_node, "raylet": kill_raylet}[arguments.scenario]
-    print(json.dumps(scenario(arguments.folder, is_fast=not arguments.slow_detection)))
+    found = scenario(arguments.folder, is_fast=not arguments.slow_detection)
+    (arguments.folder / "found.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

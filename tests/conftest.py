@@ -11,8 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Ray's workers import the workers that tests define.
-_TESTS = Path(__file__).parent
-os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (_TESTS, _TESTS.parent)))
+os.environ["PYTHONPATH"] = ":".join(map(str, Path(__file__).parents[:2]))
 
 import pytest
 import torch

@@ -28,7 +28,7 @@ def set_fault(plan: Plan, name: str) -> None:
 
 
 def events(plan: Plan) -> Counter[str]:
-    """How often each thing was done: `open`, `load <configuration>`, `run`, `cell`."""
+    """How often each thing was done: `open`, `load <configuration>`, `run`, `begin`, `cell`."""
     file = Path(plan.output).parent / "events"
     lines = file.read_text().splitlines() if file.exists() else []
     return Counter(line.rsplit(" ", 1)[0] for line in lines)
@@ -79,6 +79,7 @@ class FaultyWorker(SimulatedWorker):
 
     def run_cell(self, cell: Cell, attempt: str, order: int, block: Block) -> dict[str, Any]:
         name = cell.configuration
+        self._note("begin")
         if self._meets(f"raise-{name}"):
             raise RuntimeError(f"no more of {name}\nat all")
         if self._meets(f"memory-{name}"):

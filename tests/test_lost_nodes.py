@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import figures
 import pytest
 from sound_results import require_sound
 
@@ -19,7 +20,7 @@ TESTS = Path(__file__).parent
 
 
 def trial(folder: Path, *words: str) -> tuple[dict[str, Any], Plan]:
-    """What a run of `cluster_trial.py` printed, and its plan."""
+    """What a run of `cluster_trial.py` found, and its plan."""
     done = subprocess.run(
         [sys.executable, str(TESTS / "cluster_trial.py"), words[0], str(folder), *words[1:]],
         capture_output=True,
@@ -29,7 +30,7 @@ def trial(folder: Path, *words: str) -> tuple[dict[str, Any], Plan]:
         env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (TESTS, TESTS.parent)))},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads((folder / "found.json").read_text())
     return found, Results(str(folder / "out")).plan()
 
 
@@ -41,6 +42,12 @@ def test_a_node_that_is_lost_costs_what_was_in_flight_on_it(
     tmp_path: Path, words: tuple[str, ...], within_s: float
 ) -> None:
     found, plan = trial(tmp_path, "remove", *words)
+    figures.note(
+        2,
+        "slow" if words else "fast",
+        f"executions <= 60 + 1; recovered within {within_s} s",
+        **found,
+    )
     assert found["is_complete"]
     assert found["executions"] <= 61
     assert found["loads"] == 3
@@ -51,6 +58,7 @@ def test_a_node_that_is_lost_costs_what_was_in_flight_on_it(
 def test_a_worker_that_outlives_its_node_commits_first_and_once(tmp_path: Path) -> None:
     found, plan = trial(tmp_path, "raylet")
     assert found["is_complete"]
+    figures.note(3, "raylet", "both finish, one part counts, the other is told", **found)
     # Both executions of one block have finished, and the later one was told that it is a duplicate.
     assert found["cells_finished"] == found["executions"] == 7
     assert found["duplicates"] == 1

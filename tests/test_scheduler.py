@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
+import figures
 import pyarrow as pa
 import pytest
 import ray
@@ -50,9 +52,11 @@ def run(plan: Plan, results: Results, **options: Any) -> Any:
     return scheduler.run()
 
 
-def test_one_and_two_workers_agree_byte_for_byte(tmp_path: Path, tiny_model_folder: Path) -> None:
+def test_one_and_four_workers_agree_byte_for_byte_whatever_dies(
+    tmp_path: Path, tiny_model_folder: Path
+) -> None:
     made = []
-    for count in (1, 2):
+    for count in (1, 4):
         folder = tmp_path / str(count)
         plan, results = prepare(
             folder,
@@ -61,16 +65,19 @@ def test_one_and_two_workers_agree_byte_for_byte(tmp_path: Path, tiny_model_fold
             workers=WorkerResources(count=count, cpus=1),
             shuffle_seed=count,
         )
+        (folder / "die").touch()
         seen: list[Progress] = []
-        outcome = run(plan, results, on_progress=seen.append)
+        outcome = run(plan, results, on_progress=seen.append, remote_worker=RemoteFragile)
         assert outcome.is_complete
-        assert outcome.rows == 2 * 3 * 6 + 2 * 5
+        assert outcome.failures == {"crash": 1}
         assert list(results.verify()) == []
         assert seen[-1].cells_done == seen[-1].cells_total == 16
         workers = {fact["worker"] for fact in results.cells()}
-        assert len(workers) == count
+        assert min(count, 2) <= len(workers) <= count  # one may come too late for any work
         made.append([deterministic(results, kind) for kind in ("generations", "likelihoods")])
     assert made[0] == made[1]
+    assert made[0][0].num_rows == 2 * 3 * 6
+    figures.note(15, "kills", "deterministic columns byte-equal", num_workers=[1, 4], is_equal=True)
 
 
 def test_resume_runs_only_what_is_missing(tmp_path: Path, tiny_model_folder: Path) -> None:
@@ -108,8 +115,13 @@ def test_more_than_the_cluster_has_is_refused(
     tmp_path: Path, tiny_model_folder: Path, workers: WorkerResources, message: str
 ) -> None:
     plan, results = prepare(tmp_path, tiny_model_folder, workers=workers)
+    start = monotonic()
     with pytest.raises(InputError, match=message):
         Scheduler(plan, results).start()
+    taken_s = monotonic() - start
+    assert taken_s < 10
+    resource = "GPUs" if workers.gpus else "CPUs"
+    figures.note(13, resource, "a clear error within 10 s: need against have", taken_s=taken_s)
 
 
 def test_a_model_that_cannot_be_loaded_is_an_input_error(
