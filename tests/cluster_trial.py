@@ -1,6 +1,6 @@
 """A simulated trial on several nodes of one machine, one of which is lost: a program.
 
-    python tests/cluster_trial.py remove|raylet FOLDER [--slow-detection]
+    python tests/cluster_trial.py remove|raylet|grow FOLDER [--slow-detection]
 
 Writes FOLDER/found.json. A process of its own, because a process is in one cluster only.
 """
@@ -126,13 +126,35 @@ def kill_raylet(folder: Path, *, is_fast: bool) -> dict[str, Any]:
     return found
 
 
+def grow(folder: Path, *, is_fast: bool) -> dict[str, Any]:
+    """There is room for one of two workers; a node comes in the middle."""
+    cluster = started_cluster(is_fast=is_fast)
+    cluster.add_node(**NODE)
+    plan = simulated_plan(folder, num_shards=40, latency_s=0.4, workers=WorkerResources(count=2))
+    trial = Trial(plan, lambda: False)
+
+    def disturb() -> bool:
+        if events(plan)["cell"] < 5:
+            return False
+        cluster.add_node(**NODE)
+        return True
+
+    trial.disturb = disturb
+    found = trial.run()
+    before = {workers for at, workers, _ in trial.seen if at < trial.disturbed}
+    after = {workers for at, workers, _ in trial.seen if at > trial.disturbed}
+    ray.shutdown()
+    cluster.shutdown()
+    return found | {"workers_before": max(before), "workers_after": max(after)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("scenario", choices=["remove", "raylet"])
+    parser.add_argument("scenario", choices=["remove", "raylet", "grow"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--slow-detection", action="store_true")
     arguments = parser.parse_args()
-    scenario = {"remove": remove_node, "raylet": kill_raylet}[arguments.scenario]
+    scenario = {"remove": remove_node, "raylet": kill_raylet, "grow": grow}[arguments.scenario]
     found = scenario(arguments.folder, is_fast=not arguments.slow_detection)
     (arguments.folder / "found.json").write_text(json.dumps(found))
 

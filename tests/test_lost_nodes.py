@@ -64,3 +64,12 @@ def test_a_worker_that_outlives_its_node_commits_first_and_once(tmp_path: Path) 
     assert found["duplicates"] == 1
     require_sound(plan, Results(plan.output))
     assert len(Results(plan.output).parts("generations")) == 6
+
+
+def test_a_node_that_comes_later_is_used(tmp_path: Path) -> None:
+    found, plan = trial(tmp_path, "grow")
+    assert found["is_complete"]
+    assert (found["workers_before"], found["workers_after"]) == (1, 2)
+    assert found["executions"] == 40
+    assert found["failures"] == {}
+    require_sound(plan, Results(plan.output))

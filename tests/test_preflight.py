@@ -1,0 +1,71 @@
+"""What a cluster must have before anything waits for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import ray
+
+from benchmarks.simulated import simulated_plan
+from cluster.plan import Plan, WorkerResources
+from cluster.preflight import preflight, room_for
+from optim.errors import InputError
+
+H100 = {"CPU": 8.0, "GPU": 2.0, "accelerator_type:H100": 1.0}
+T4 = {"CPU": 32.0, "GPU": 1.0, "accelerator_type:T4": 1.0}
+
+
+def nodes(monkeypatch: pytest.MonkeyPatch, *resources: dict[str, float], after: int = 0) -> None:
+    """Let the cluster have these nodes; only from the look `after` on."""
+    looks = iter(range(1000))
+
+    def listed() -> list[dict[str, Any]]:
+        there = resources if next(looks) >= after else ()
+        return [{"Alive": True, "Resources": each} for each in there] + [
+            {"Alive": False, "Resources": {"CPU": 1000.0, "GPU": 1000.0}}
+        ]
+
+    monkeypatch.setattr(ray, "nodes", listed)
+    total = {key: sum(each.get(key, 0.0) for each in resources) for key in ("CPU", "GPU")}
+    monkeypatch.setattr(ray, "cluster_resources", lambda: total)
+
+
+def plan(**workers: Any) -> Plan:
+    return simulated_plan("x", num_shards=1, workers=WorkerResources(**workers))
+
+
+def test_workers_are_counted_by_node_and_by_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes(monkeypatch, H100, T4)
+    assert room_for(WorkerResources(cpus=3, gpus=1)) == 2 + 1
+    assert room_for(WorkerResources(cpus=3, gpus=1, accelerator_type="H100")) == 2
+    assert room_for(WorkerResources(cpus=0.1)) == 80 + 320
+    assert room_for(WorkerResources(cpus=16)) == 2
+    line = preflight(plan(count=4, cpus=3, gpus=1))
+    assert "room for 3: more workers start when there is more" in line
+    assert "room" not in preflight(plan(count=3, cpus=3, gpus=1))
+
+
+@pytest.mark.parametrize(
+    ("workers", "message"),
+    [
+        ({"gpus": 4}, "workers.gpus: 1 workers x 4 GPUs .* largest node has 2"),
+        ({"cpus": 64}, "workers.cpus: 1 workers x 64 CPUs .* largest node has 32"),
+        ({"cpus": 16, "gpus": 2}, "no node has 16 CPUs and 2 GPUs at once"),
+        ({"accelerator_type": "A100"}, "no node has a A100; there is H100, T4"),
+    ],
+)
+def test_what_fits_on_no_node_is_refused(
+    monkeypatch: pytest.MonkeyPatch, workers: dict[str, Any], message: str
+) -> None:
+    nodes(monkeypatch, H100, T4)
+    with pytest.raises(InputError, match=message):
+        preflight(plan(**workers))
+
+
+def test_a_node_that_comes_in_time_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes(monkeypatch, H100, after=2)
+    preflight(plan(gpus=1, start_timeout_s=30))
+    nodes(monkeypatch, H100, after=900)
+    with pytest.raises(InputError, match="start_timeout_s"):
+        preflight(plan(gpus=1, start_timeout_s=0.2))
