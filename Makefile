@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check format bench docs clean
+.PHONY: demo test check audit format bench docs clean
 
 # Only what the tests of the machine's cores need: more threads than cores make everything slower.
 export OMP_NUM_THREADS ?= 1
@@ -33,11 +33,15 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile
 
-check: $(STAMP)
+check: $(STAMP) audit
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Says so, and does not fail, where the service of advisories cannot be reached.
+audit: $(STAMP)
+	$(BIN)/python .ci/audit.py
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
@@ -54,6 +58,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.adaptation_quality --mib 0.35
 	$(BIN)/python -m benchmarks.statistics
 	$(BIN)/python -m benchmarks.summary
+	$(BIN)/python -m benchmarks.parts
 
 docs: $(STAMP)
 	$(BIN)/python -m docs.generate

@@ -27,7 +27,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import describe, median_and_spread
+from cluster.contents import sha256_of
 from cluster.plan import Cell, Configuration, Dataset, Generation, ModelSource, Plan
+from cluster.receipts import write_receipt
 from cluster.results import CELL_FACTS, MANIFEST, Results, part_name
 from cluster.schema import schema
 from jobs.measures import MEASURES
@@ -83,7 +85,10 @@ def write_results(results: Results, plan: Plan) -> int:
             path = Path(results.store.path(part_name(cell)))
             path.parent.mkdir(parents=True, exist_ok=True)
             pq.write_table(rows.replace_schema_metadata(metadata), path, compression="zstd")
-            size += path.stat().st_size
+            num_bytes = path.stat().st_size
+            sha256 = sha256_of(results.store, part_name(cell))
+            write_receipt(results.store, cell.key, sha256, num_bytes, ROWS_PER_PART)
+            size += num_bytes
     return size
 
 

@@ -6,6 +6,7 @@ from time import monotonic, sleep
 from typing import Any
 
 import ray
+from ray.autoscaler.sdk import request_resources
 
 from cluster.plan import Plan, WorkerResources
 from optim.errors import InputError
@@ -18,11 +19,9 @@ def preflight(plan: Plan) -> str:
     for none, after `start_timeout_s`: such a request would wait forever.
     """
     wanted = plan.workers
-    until = monotonic() + wanted.start_timeout_s
-    while not (room := room_for(wanted)):
-        if monotonic() >= until:
-            raise _too_small(wanted)
-        sleep(min(1.0, max(0.0, until - monotonic())))
+    room = room_for(wanted) or _room_in_time(wanted)
+    if not room:
+        raise _too_small(wanted)
     have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     asked = f"{wanted.count} workers x {wanted.cpus:g} CPUs, {wanted.gpus:g} GPUs"
     there = f"{have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs"
@@ -30,6 +29,24 @@ def preflight(plan: Plan) -> str:
     if room < wanted.count:
         line += f", room for {room}: more workers start when there is more"
     return line
+
+
+def _room_in_time(wanted: WorkerResources) -> int:
+    """Ask the autoscaler for nodes, and wait for the first that a worker fits on."""
+    if not wanted.start_timeout_s:
+        return 0
+    bundle: dict[str, float] = {"CPU": wanted.cpus} | ({"GPU": wanted.gpus} if wanted.gpus else {})
+    if wanted.accelerator_type is not None:
+        bundle[f"accelerator_type:{wanted.accelerator_type}"] = 0.001
+    until = monotonic() + wanted.start_timeout_s
+    request_resources(bundles=[bundle] * wanted.count)
+    try:
+        while not (room := room_for(wanted)) and monotonic() < until:
+            sleep(min(1.0, max(0.0, until - monotonic())))
+    finally:
+        # From here on the workers themselves are the demand.
+        request_resources(bundles=[])
+    return room
 
 
 def room_for(wanted: WorkerResources) -> int:

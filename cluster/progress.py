@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from time import monotonic
 
 from cluster.storage import LocalStore, ObjectStore
+from optim.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,15 @@ class Progress:
 
 
 class ProgressFile:
-    """`progress.json`, replaced atomically, at most once in `every_s` seconds."""
+    """`progress.json`, replaced atomically, at most once in `every_s` seconds.
+
+    It is a convenience: where it cannot be written, the run goes on, and `problem` says why.
+    """
 
     def __init__(self, store: LocalStore | ObjectStore, every_s: float = 2.0) -> None:
         self.store, self.every_s = store, every_s
         self.written = -every_s
+        self.problem: str | None = None
 
     def __call__(self, progress: Progress, *, now: bool = False) -> None:
         if not now and monotonic() - self.written < self.every_s:
@@ -55,4 +60,8 @@ class ProgressFile:
             "eta_s": progress.eta_s,
             "tokens_per_s": progress.tokens_per_s,
         }
-        self.store.replace("progress.json", json.dumps(facts, indent=1).encode())
+        try:
+            self.store.replace("progress.json", json.dumps(facts, indent=1).encode())
+            self.problem = None
+        except (OSError, InputError) as error:
+            self.problem = str(error)

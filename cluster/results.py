@@ -7,66 +7,53 @@
          generations/configuration=c-<name>/part-<key>.parquet
          likelihoods/configuration=c-<name>/part-<key>.parquet
          tables/                                         derived, rebuildable
-         _receipts/<key>.json  _tmp/  _quarantine/  progress.json  _SUCCESS
+         _receipts/<key>-<bytes>-<sha256>.json  _tmp/  _quarantine/  _verified/
+         progress.json  _SUCCESS
 ```
 
 One part is one commit: the facts of its cell are JSON in the Parquet footer, so that a single link
-publishes rows and facts together. A receipt (sha256, rows) follows; it makes verification exact,
-and is rebuilt where a crash fell between the two.
+publishes rows and facts together. A receipt follows (`cluster.receipts`); it makes verification
+exact, and is rebuilt where a crash fell between the two.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.parts import (
+    CELL_FACTS,
+    KINDS,
+    PROMPTS_FILE,
+    Part,
+    added_prompts,
+    encode_part,
+    facts_of,
+    part_name,
+    part_of,
+    write_prompts,
+)
 from cluster.plan import Cell, Kind, Plan
+from cluster.quarantine import SUCCESS, Fault, set_aside
+from cluster.receipts import Receipt, Receipts, write_receipt
 from cluster.schema import schema
+from cluster.soundness import unsound
 from cluster.storage import LocalStore, ObjectStore, open_store
+from cluster.verification import Verification
 from optim.errors import InputError
 
-CELL_FACTS = b"optrial.cell"
-MANIFEST, PROMPTS_FILE, SUCCESS = "manifest.json", "inputs/prompts.parquet", "_SUCCESS"
-EXTENSIONS = "extensions"
-KINDS: tuple[Kind, ...] = ("generations", "likelihoods")
+__all__ = [
+    "CELL_FACTS", "EXTENSIONS", "KINDS", "MANIFEST", "PROMPTS_FILE", "SUCCESS", "Fault", "Part",
+    "Receipt", "Results", "encode_part", "part_name", "write_prompts",
+]  # fmt: skip
 
-
-@dataclass(frozen=True)
-class Receipt:
-    """What a worker hands back instead of rows."""
-
-    key: str
-    rows: int
-    num_errors: int
-    sha256: str
-    completion_tokens: int
-    wall_s: float
-    is_duplicate: bool = False
-    """Another execution had committed the cell first; this one's rows were discarded."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """One committed file."""
-
-    name: str
-    kind: Kind
-    configuration: str
-    key: str
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One thing that `verify` found wrong."""
-
-    name: str
-    problem: str
+MANIFEST, EXTENSIONS = "manifest.json", "extensions"
+_SWEEP_AFTER_S = 3600.0
 
 
 class Results:
@@ -81,26 +68,28 @@ class Results:
     def commit(
         self, cell: Cell, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]
     ) -> Receipt:
-        """Publish a cell's rows and facts under its key; the first writer wins."""
+        """Publish a cell's rows and facts under its key; the first writer wins.
+
+        Raises StorageFull where there is no room; nothing of the part is left then.
+        """
         data = encode_part(cell.kind, rows, facts)
-        created = self.store.create(part_name(cell), data)
-        receipt = Receipt(
+        sha256 = hashlib.sha256(data).hexdigest()
+        name = part_name(cell)
+        created = self.store.create(name, data)
+        if created:
+            # The part counts without its receipt too, which a killed writer may leave behind.
+            write_receipt(self.store, cell.key, sha256, len(data), len(rows))
+            if not self.store.create_is_exclusive:
+                created = self.store.read(name) == data  # else somebody has written over it
+        return Receipt(
             key=cell.key,
             rows=len(rows),
             num_errors=sum(row.get("error") is not None for row in rows),
-            sha256=hashlib.sha256(data).hexdigest(),
+            sha256=sha256,
             completion_tokens=sum(row.get("completion_tokens") or 0 for row in rows),
             wall_s=float(facts.get("wall_s") or 0.0),
             is_duplicate=not created,
         )
-        if created:
-            self._write_receipt(cell.key, receipt.sha256, receipt.rows)
-        return receipt
-
-    def _write_receipt(self, key: str, sha256: str, rows: int) -> None:
-        # Replaced, not created: an older part of this key may have been set aside.
-        text = json.dumps({"key": key, "rows": rows, "sha256": sha256})
-        self.store.replace(f"_receipts/{key}.json", text.encode())
 
     def extend(self, plan: Plan, prompts: Sequence[Mapping[str, Any]]) -> bool:
         """Add to the trial: its plan is this one from now on; False where another was first.
@@ -109,9 +98,16 @@ class Results:
         """
         number = len(self._extension_names()) + 1
         if prompts:
-            write_prompts(self.store, prompts, _added_prompts(number))
+            write_prompts(self.store, prompts, added_prompts(number))
         text = plan.model_dump_json(indent=1)
         return self.store.create(f"{EXTENSIONS}/{number:04}.json", text.encode())
+
+    def sweep(self, older_than_s: float = _SWEEP_AFTER_S) -> int:
+        """Delete what killed writers left in `_tmp/`; returns how many files. For a run's start.
+
+        Others may be writing, so that only what is old goes.
+        """
+        return self.store.sweep(older_than_s)
 
     # --- reading -------------------------------------------------------------------------------
 
@@ -119,7 +115,7 @@ class Results:
         """The manifest, or an InputError that says that this is no results folder."""
         try:
             loaded = json.loads(self.store.read(MANIFEST))
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise InputError(
                 "there is no manifest.json, so this is not a results folder",
                 source=self.output,
@@ -148,16 +144,27 @@ class Results:
 
     def parts(self, kind: Kind) -> list[Part]:
         """Every committed part of a kind, by name."""
-        found = []
-        for name in self.store.list(kind):
-            part = _parse_part_name(kind, name)
-            if part is not None:
-                found.append(part)
-        return found
+        found = (part_of(kind, entry) for entry in self.store.entries(kind))
+        return [part for part in found if part is not None]
 
     def committed_keys(self) -> set[str]:
-        """Keys of all committed cells: what a resumed run need not do again."""
+        """Keys of all committed cells, sound or not: one listing."""
         return {part.key for kind in KINDS for part in self.parts(kind)}
+
+    def sound_keys(self, *, set_aside_others: bool = False) -> set[str]:
+        """Keys of the cells that a resumed run need not do again: two listings.
+
+        A part counts whose size is that of its receipt (`cluster.soundness`). The others are moved
+        to `_quarantine/` where that is asked for, so that their cells can be committed again.
+        """
+        parts = [part for kind in KINDS for part in self.parts(kind)]
+        receipts = Receipts(self.store)
+        faults = unsound(self.store, parts, receipts)
+        if set_aside_others:
+            for fault in faults:
+                if fault.part is not None:
+                    set_aside(self.store, fault.part, receipts)
+        return {part.key for part in parts} - {fault.part.key for fault in faults if fault.part}
 
     def read_part(self, part: Part, columns: list[str] | None = None) -> pa.Table:
         """One part's rows, with `configuration` as its first column."""
@@ -176,7 +183,7 @@ class Results:
 
     def prompt_files(self) -> list[str]:
         """Where the prompts as run are: those of the trial, then those that were added."""
-        added = [_added_prompts(number) for number in range(1, len(self._extension_names()) + 1)]
+        added = [added_prompts(number) for number in range(1, len(self._extension_names()) + 1)]
         return [name for name in (PROMPTS_FILE, *added) if self.store.exists(name)]
 
     def prompts(self) -> pa.Table:
@@ -190,11 +197,8 @@ class Results:
 
     def cell_facts(self, part: Part) -> dict[str, Any]:
         if isinstance(self.store, LocalStore):
-            metadata = pq.read_metadata(self.store.path(part.name))
-        else:
-            metadata = pq.read_metadata(pa.BufferReader(self.store.read(part.name)))
-        facts: dict[str, Any] = json.loads((metadata.metadata or {})[CELL_FACTS])
-        return facts
+            return facts_of(pq.read_metadata(self.store.path(part.name)))
+        return facts_of(pq.read_metadata(pa.BufferReader(self.store.read(part.name))))
 
     # --- verifying -----------------------------------------------------------------------------
 
@@ -203,92 +207,4 @@ class Results:
 
         A missing receipt is rebuilt where the part reads clean: page checksums decide.
         """
-        plan = self.plan()
-        wanted = {cell.key: cell for block in plan.blocks() for cell in block.cells}
-        seen: set[str] = set()
-        for kind in KINDS:
-            for part in self.parts(kind):
-                problem = self._fault(part, wanted.get(part.key))
-                if problem:
-                    yield Fault(part.name, problem)
-                else:
-                    seen.add(part.key)
-        for key, cell in wanted.items():
-            if key not in seen:
-                where = f"{cell.dataset} shard {cell.shard} seed {cell.seed}"
-                yield Fault(part_name(cell), f"missing or unsound: {cell.configuration}, {where}")
-
-    def _fault(self, part: Part, cell: Cell | None) -> str | None:
-        if cell is None:
-            return "not a cell of this trial"
-        data = self.store.read(part.name)
-        sha256 = hashlib.sha256(data).hexdigest()
-        try:
-            receipt = json.loads(self.store.read(f"_receipts/{part.key}.json"))
-        except (FileNotFoundError, ValueError):
-            receipt = None
-        if receipt is not None and receipt.get("sha256") != sha256:
-            return "its bytes differ from its receipt"
-        try:
-            table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read()
-        except (OSError, pa.ArrowException) as error:
-            return f"cannot be read: {error}"
-        if receipt is not None and receipt.get("rows") != len(table):
-            return "its row count differs from its receipt"
-        expected = cell.stop - cell.start
-        if cell.kind == "generations" and len(table) != expected:
-            return f"has {len(table)} rows instead of {expected}"
-        if receipt is None:
-            self._write_receipt(part.key, sha256, len(table))
-        return None
-
-
-def part_name(cell: Cell) -> str:
-    return f"{cell.kind}/configuration=c-{cell.configuration}/part-{cell.key}.parquet"
-
-
-def _parse_part_name(kind: Kind, name: str) -> Part | None:
-    pieces = name.split("/")
-    if len(pieces) != 3 or not pieces[1].startswith("configuration=c-"):
-        return None
-    if not (pieces[2].startswith("part-") and pieces[2].endswith(".parquet")):
-        return None
-    return Part(
-        name=name,
-        kind=kind,
-        configuration=pieces[1].removeprefix("configuration=c-"),
-        key=pieces[2].removeprefix("part-").removesuffix(".parquet"),
-    )
-
-
-def encode_part(kind: Kind, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> bytes:
-    """A part's bytes: zstd, page checksums, the cell's facts in the footer."""
-    table_schema = schema(kind)
-    table = pa.Table.from_pylist([dict(row) for row in rows], schema=table_schema)
-    metadata = dict(table_schema.metadata or {})
-    metadata[CELL_FACTS] = json.dumps(facts, sort_keys=True).encode()
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        table.replace_schema_metadata(metadata),
-        sink,
-        compression="zstd",
-        write_page_checksum=True,
-    )
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
-
-
-def _added_prompts(number: int) -> str:
-    return f"inputs/prompts-{number:04}.parquet"
-
-
-def write_prompts(
-    store: LocalStore | ObjectStore, rows: Iterable[Mapping[str, Any]], name: str = PROMPTS_FILE
-) -> bytes:
-    """Freeze the prompts as run; returns the file's bytes."""
-    table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema("prompts"))
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    data: bytes = sink.getvalue().to_pybytes()
-    store.replace(name, data)
-    return data
+        return Verification(self).faults()

@@ -80,8 +80,9 @@ class Scheduler:
         self._is_starting = True
 
     def _pending(self) -> tuple[list[Work], Outcome]:
+        committed = self.results.sound_keys(set_aside_others=True)
         works, total, done = [], 0, 0
-        for index, num_cells, missing in self.layout.missing(self.results.committed_keys()):
+        for index, num_cells, missing in self.layout.missing(committed):
             total, done = total + num_cells, done + num_cells - missing.bit_count()
             if missing:
                 works.append(Work(index, missing))

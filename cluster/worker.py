@@ -23,6 +23,7 @@ import torch
 from cluster.arm import Arm, load_source, make_arm
 from cluster.completion import Completion, Request
 from cluster.engine import Engine
+from cluster.logs import attach_worker_log, run_logger
 from cluster.node_cache import NodeCache
 from cluster.plan import Block, Cell, Configuration, Plan
 from cluster.prefixes import PrefixStore
@@ -34,10 +35,13 @@ from cluster.rows import (
     generation_row,
     likelihood_row,
 )
+from cluster.run_metrics import WorkerMetrics
 from cluster.sampling import SamplingParams
 from optim.errors import InputError, SequenceError
 from optim.model import LanguageModel
 from optim.registry import Optimization, apply_all, optimization
+
+log = run_logger("optrial.worker")
 
 
 class Worker:
@@ -202,10 +206,16 @@ class Worker:
             "threads": torch.get_num_threads(),
             **arm.facts(len(cells)),
         }
-        return [
-            asdict(self.results.commit(cell, own, cell_facts(cell, own, around) | common))
-            for cell, own in zip(cells, rows, strict=True)
-        ]
+        receipts = []
+        for cell, own in zip(cells, rows, strict=True):
+            facts = cell_facts(cell, own, around) | common
+            receipt = asdict(self.results.commit(cell, own, facts))
+            self.committed(cell, receipt, facts)
+            receipts.append(receipt)
+        return receipts
+
+    def committed(self, cell: Cell, receipt: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        """Called for each cell that was run, whether its commit was the first one or not."""
 
     def _around(self, arm: Arm, attempt: str, order: int) -> Circumstances:
         return Circumstances(
@@ -328,5 +338,36 @@ class Worker:
         return self._prompts[cell.dataset][cell.start : cell.stop]
 
 
-RemoteWorker = ray.remote(Worker)
-"""`Worker` as an actor; the scheduler gives it its resources and never lets Ray restart it."""
+class ReportingWorker(Worker):
+    """A worker that says in Ray's logs and metrics what it does."""
+
+    def __init__(self, plan: str, index: int) -> None:
+        super().__init__(plan, index)
+        attach_worker_log(self.plan.run_id, self.name)
+        self.metrics = WorkerMetrics(self.plan.run_id, self.name)
+
+    def load_configuration(self, name: str) -> None:
+        start = perf_counter()
+        super().load_configuration(name)
+        log.info("loaded", extra={"configuration": name, "seconds": perf_counter() - start})
+
+    def committed(self, cell: Cell, receipt: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        log.info(
+            "duplicate" if receipt["is_duplicate"] else "cell committed",
+            extra={
+                "cell": cell.key,
+                "block": facts["block"],
+                "configuration": cell.configuration,
+                "dataset": cell.dataset,
+                "shard": cell.shard,
+                "seed": cell.seed,
+                "attempt": facts["attempt"],
+                "rows": receipt["rows"],
+                "wall_s": receipt["wall_s"],
+            },
+        )
+        self.metrics.committed(receipt, facts)
+
+
+RemoteWorker = ray.remote(ReportingWorker)
+"""The worker as an actor; the scheduler gives it its resources and never lets Ray restart it."""

@@ -1,7 +1,8 @@
 """`optrial …`, or `python -m jobs …`: what people submit and read.
 
 Exit codes: 0 done; 1 done in part (blocks set aside, faults found, too many error rows); 2 bad
-input, with one clear error; 130 interrupted, and resumable.
+input, with one clear error; 3 another driver is running the trial (`--join` runs along with it);
+130 interrupted, and resumable.
 """
 
 from __future__ import annotations
@@ -14,8 +15,14 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from jobs.answer_commands import register
+from cluster.driver_lock import LockedError
+from cluster.redaction import strike_out_credentials
+from jobs.answer_commands import AcceptCodeChange, Join, NewRun, register
 from jobs.console import console
+from jobs.ray_session import left_at_once_when_terminated
+from jobs.storage_commands import register as register_storage
+from jobs.submit_command import register as register_submission
+from jobs.watch_command import watch
 from optim.errors import InputError
 
 app = typer.Typer(
@@ -37,6 +44,9 @@ prepare_app = typer.Typer(
 )
 app.add_typer(prepare_app, name="prepare")
 register(app)
+app.command()(watch)
+register_submission(app)
+register_storage(app)
 
 
 @app.command()
@@ -54,8 +64,15 @@ def evaluate(
     ] = None,
     claims: Claims = None,
     gate: Gate = True,
+    new_run: NewRun = False,
+    accept_code_change: AcceptCodeChange = False,
+    join: Join = False,
 ) -> None:
-    """Run a trial, or what is missing of it, and print its report."""
+    """Run a trial, what is missing of it or what is new in its spec, and print its report."""
+    from jobs.early_check import require_free_output
+
+    if not (join or new_run):
+        require_free_output(spec, output)
     from jobs.claims import read_claims
     from jobs.evaluate import evaluate as run
     from jobs.progress_display import ProgressDisplay
@@ -70,6 +87,9 @@ def evaluate(
                 spec,
                 output=output,
                 address=address,
+                join=join,
+                new_run=new_run,
+                accept_code_change=accept_code_change,
                 on_stage=display.stage,
                 on_progress=display.progress,
             )
@@ -174,21 +194,6 @@ def query(
 
 
 @app.command()
-def verify(directory: Directory) -> None:
-    """Check every part against its receipt, and all cells against the plan."""
-    from cluster.results import Results
-
-    results = Results(directory)
-    faults = list(results.verify())
-    for fault in faults:
-        typer.echo(f"{fault.name}: {fault.problem}")
-    parts = sum(len(results.parts(kind)) for kind in ("generations", "likelihoods"))
-    typer.echo(f"{parts} parts, {len(faults)} faults")
-    if faults:
-        raise typer.Exit(1)
-
-
-@app.command()
 def schema() -> None:
     """Print the spec's JSON schema, so that an editor completes it."""
     from jobs.spec import json_schema
@@ -200,10 +205,14 @@ def main() -> None:
     """The console script."""
     try:
         _add_preparations()
-        app()
+        with left_at_once_when_terminated():
+            app()
     except InputError as error:
         Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/bold red] {_plain(error)}")
         sys.exit(2)
+    except LockedError as error:
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/bold red] {_plain(error)}")
+        sys.exit(3)
 
 
 def _add_preparations() -> None:
@@ -217,10 +226,10 @@ def _add_preparations() -> None:
         prepare_app.command(name)(command(name, kind))
 
 
-def _plain(error: InputError) -> str:
+def _plain(error: Exception) -> str:
     from rich.markup import escape
 
-    return escape(str(error))
+    return escape(strike_out_credentials(str(error)))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,22 @@ from jobs.replay_command import register as register_replay
 from jobs.settle_command import settle
 from optim.errors import InputError
 
+NewRun = Annotated[
+    bool,
+    typer.Option(
+        "--new-run", help="Where the output holds another trial, write to OUTPUT-2, -3, …"
+    ),
+]
+AcceptCodeChange = Annotated[
+    bool,
+    typer.Option(
+        "--accept-code-change", help="Go on with a trial of other code; its report says so."
+    ),
+]
+Join = Annotated[
+    bool, typer.Option("--join", help="Run along with another driver of the same trial.")
+]
+
 
 def explain(
     directory: Annotated[
@@ -110,6 +126,9 @@ def compare(
     address: Annotated[
         str | None, typer.Option(help="A running Ray cluster (else RAY_ADDRESS).")
     ] = None,
+    new_run: NewRun = False,
+    accept_code_change: AcceptCodeChange = False,
+    join: Join = False,
 ) -> None:
     """Compare a model as it is with one optimised configuration, without writing a spec."""
     from jobs.compare import Choice, run
@@ -140,7 +159,13 @@ def compare(
     try:
         with ProgressDisplay(out) as display:
             results, outcome = run(
-                choice, address=address, on_stage=display.stage, on_progress=display.progress
+                choice,
+                address=address,
+                join=join,
+                new_run=new_run,
+                accept_code_change=accept_code_change,
+                on_stage=display.stage,
+                on_progress=display.progress,
             )
     except KeyboardInterrupt:
         out.print("\nInterrupted. What is committed is kept; the same command goes on from there.")

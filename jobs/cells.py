@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from cluster.results import KINDS, Results
+from cluster.ahead import read_ahead, threads_for
+from cluster.facts import facts_schema, facts_table
+from cluster.parts import KINDS, Part
+from cluster.readable import Readable, readable
+from cluster.results import Results
 from cluster.schema import FLOAT, INT, TEXT, Column
 
 CELLS = [
@@ -92,15 +99,27 @@ CELLS = [
 ]
 
 
-def cells_table(results: Results) -> pa.Table:
-    """The facts of all committed cells; a fact that a cell lacks is null. One footer per part."""
-    facts = [each for kind in KINDS for each in results.cells(kind)]
-    fields = [pa.field(c.name, c.type, metadata={"meaning": c.meaning}) for c in CELLS]
-    columns = [[_typed(row.get(c.name), c.type) for row in facts] for c in CELLS]
-    arrays = [pa.array(values, c.type) for values, c in zip(columns, CELLS, strict=True)]
-    return pa.table(arrays, schema=pa.schema(fields))
+def cells_table(results: Results, found: Readable | None = None) -> pa.Table:
+    """The facts of all committed cells; a fact that a cell lacks is null.
+
+    Those of compacted parts come from one file; else one footer is read per part. `found` spares
+    looking for both again. Raises InputError where a part is damaged.
+    """
+    found = readable(results) if found is None else found
+    compacted, parts = found.compacted, [part for kind in KINDS for part in found.parts[kind]]
+    if compacted is None:
+        return facts_table(CELLS, _facts(results, parts))
+    if compacted.cell_columns != [column.name for column in CELLS]:
+        # Compacted by a version that kept other facts: the footers have them all.
+        every = [part for kind in KINDS for part in results.parts(kind)]
+        return facts_table(CELLS, _facts(results, every))
+    source = pa.BufferReader(results.store.read(compacted.cells.name))
+    table = pq.read_table(source).cast(facts_schema(CELLS))
+    if found.stale:
+        is_stale = pc.is_in(table["key"], pa.array(sorted(found.stale), pa.string()))
+        table = table.filter(pc.invert(is_stale))
+    return pa.concat_tables([table, facts_table(CELLS, _facts(results, parts))])
 
 
-def _typed(value: Any, kind: pa.DataType) -> Any:
-    # JSON knows one kind of number, so a whole float may stand where an integer is meant.
-    return int(value) if value is not None and pa.types.is_integer(kind) else value
+def _facts(results: Results, parts: Sequence[Part]) -> list[dict[str, Any]]:
+    return list(read_ahead(results.cell_facts, parts, threads_for(results.store)))

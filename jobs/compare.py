@@ -59,16 +59,27 @@ def run(
     choice: Choice,
     *,
     address: str | None = None,
+    join: bool = False,
+    new_run: bool = False,
+    accept_code_change: bool = False,
     on_stage: OnStage = lambda stage: None,
     on_progress: OnProgress = lambda progress: None,
 ) -> tuple[Results, Outcome]:
     """Prepare what is missing, run the trial (or what is missing of it), return its results.
 
-    Raises InputError for what a person can mend.
+    The options are those of `jobs.evaluate.evaluate`. Raises InputError for what a person can mend.
     """
     check(choice)
     spec = spec_of(choice, _artifacts(choice, address, on_stage))
-    return evaluate(spec, address=address, on_stage=on_stage, on_progress=on_progress)
+    return evaluate(
+        spec,
+        address=address,
+        join=join,
+        new_run=new_run,
+        accept_code_change=accept_code_change,
+        on_stage=on_stage,
+        on_progress=on_progress,
+    )
 
 
 def check(choice: Choice) -> None:

@@ -27,6 +27,7 @@ from jobs.pairing import (
     paired_cells,
     paired_likelihoods,
     paired_prompts,
+    share_apart,
 )
 from jobs.wording import plural
 from optim.errors import InputError
@@ -58,6 +59,8 @@ class Comparison:
     """Where the configuration and its reference keep keys and values."""
     texts: TextComparison
     effects: tuple[MetricEffect, ...]
+    share_apart: float = 0.0
+    """Share of cells that did not run back to back with their reference's."""
 
     def effect(self, metric: str) -> Effect | None:
         """The metric's main effect: the ratio of totals, or the mean difference."""
@@ -95,6 +98,7 @@ def compare(
         caches=(cache_name(configuration), cache_name(plan.configuration(vs))),
         texts=compare_texts(connection, name, vs),
         effects=tuple(effects),
+        share_apart=share_apart(connection, name, vs),
     )
 
 

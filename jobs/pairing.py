@@ -120,6 +120,24 @@ def paired_cells(
     )
 
 
+def share_apart(connection: duckdb.DuckDBPyConnection, configuration: str, reference: str) -> float:
+    """Share of paired cells that one execution of a block did not run back to back.
+
+    Small where a failure cut blocks; large where the configuration was added later. Leases, whose
+    rounds take turns, are not apart.
+    """
+    row = connection.execute(
+        """
+        SELECT avg((o.attempt <> r.attempt AND o.round = 0 AND r.round = 0)::DOUBLE)
+        FROM cells o JOIN cells r USING (dataset, shard, kind)
+        WHERE o.configuration = ? AND r.configuration = ? AND o.kind = 'generations'
+            AND o.seed = r.seed
+        """,
+        [configuration, reference],
+    ).fetchone()
+    return float(row[0]) if row and row[0] is not None else 0.0
+
+
 def paired_likelihoods(
     connection: duckdb.DuckDBPyConnection, configuration: str, reference: str
 ) -> PairedPrompts:

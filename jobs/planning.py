@@ -23,6 +23,7 @@ from cluster.plan import (
 )
 from jobs.configurations import expand
 from jobs.prompts import PromptRow, load
+from jobs.secrets_in_specs import require_no_secrets
 from jobs.spec import DatasetSpec, TrialSpec
 from jobs.task_dataset import task_dataset
 from optim.errors import InputError
@@ -35,6 +36,7 @@ def make_plan(spec: TrialSpec, spec_path: str | Path) -> tuple[Plan, list[dict[s
     Raises InputError for everything that is wrong with the model, the datasets, the optimisations
     or the comparisons; errors of the spec itself name `spec_path`.
     """
+    require_no_secrets(spec, spec_path)
     _require_unique_names(spec.datasets, spec_path)
     configurations = _configurations(spec, spec_path)
     model = _model(spec)
@@ -242,8 +244,13 @@ def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[
 
     Empty where they are the same trial, whatever their workers, output and order of work.
     """
+    return difference_lines(decisive(old), decisive(new))
+
+
+def difference_lines(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The same of two plans that are reduced to what counts (`decisive`)."""
     fingerprints, others = [], []
-    for path, before, after in _differences("", _decisive(old), _decisive(new)):
+    for path, before, after in _differences("", old, new):
         if path.endswith(".fingerprint"):
             fingerprints.append(path.removesuffix(".fingerprint"))
         else:
@@ -260,8 +267,8 @@ def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[
     return others
 
 
-def _decisive(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a plan identifies the trial; the model's fingerprint stands for where it lies."""
+def decisive(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a plan (as JSON) identifies the trial; a fingerprint stands for the model's place."""
     kept = {key: value for key, value in plan.items() if key not in _UNDECISIVE}
     if not kept.get("seed_arms"):
         kept.pop("seed_arms", None)

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from cluster.arm import load_source
 from cluster.plan import ModelSource
 from jobs.corpus import Reading, read_corpora
+from jobs.secrets_in_specs import require_none_secret
 from jobs.streamed import CLEAN_UP_S, stream
 from optim.errors import InputError
 from optim.registry import Preparation, preparations
@@ -43,6 +44,7 @@ def recipe(task: Task) -> dict[str, Any]:
     from optim.model import fingerprint
 
     made: Any = checked(task.name, task.settings)
+    _require_no_secrets(task)
     return {
         "preparation": task.name,
         "optrial": version("optrial"),
@@ -69,6 +71,7 @@ def prepare(
     from jobs.ray_session import ray_session, terminated_as_interrupted
 
     checked(task.name, task.settings)
+    _require_no_secrets(task)
     task = task._replace(out=str(Path(task.out).expanduser().absolute()))
     with ray_session(address, on_stage), terminated_as_interrupted():
         nodes: list[Any] = ray.nodes()  # type: ignore[no-untyped-call]
@@ -87,6 +90,12 @@ def prepare(
             if not _cancel(work):
                 on_stage(f"the task did not end in time: it may leave a folder beside {task.out}")
             raise
+
+
+def _require_no_secrets(task: Task) -> None:
+    """Artifacts say what they were made of."""
+    given = {"--model": task.model.path, "--data": task.data, "--out": task.out}
+    require_none_secret(given | task.settings, "the command line")
 
 
 def _follow(work: Any, on_stage: OnStage) -> str:

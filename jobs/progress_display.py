@@ -8,6 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
+from rich.text import Text
 
 from cluster.progress import Progress
 
@@ -39,7 +40,8 @@ class ProgressDisplay:
     def stage(self, text: str) -> None:
         """Say what begins now."""
         self.__exit__(None, None, None)
-        self.console.print(f"[dim]· {text}[/dim]", highlight=False)
+        # Not wrapped: on a terminal its own width does that, and in a log a line stays a line.
+        self.console.print(Text(f"· {text}", style="dim"), soft_wrap=True)
 
     def progress(self, progress: Progress) -> None:
         if self.console.is_terminal:

@@ -9,7 +9,7 @@ that has committed nothing has empty views.
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Sequence
 
 import duckdb
 import pyarrow as pa
@@ -19,53 +19,22 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.results import Results
-from cluster.schema import schema
 from cluster.storage import LocalStore, ObjectStore
-from jobs.cells import cells_table
+from jobs.views import connect, escaped, open_views, quoted
 from optim.errors import InputError
 
-_GLOB_CHARACTERS = "*?["
-_SMALL_BYTES = 64 << 20
-
-
-def connect(results: Results) -> duckdb.DuckDBPyConnection:
-    """An in-memory DuckDB with the views; one thread, large results are read where they lie.
-
-    Parts that are committed later are not seen: connect again.
-    """
-    connection = duckdb.connect(
-        config={
-            "threads": 1,
-            "autoinstall_known_extensions": False,
-            "autoload_known_extensions": False,
-        }
-    )
-    connection.execute("SET TimeZone = 'UTC'")
-    # Names in SQL mean views, never Python variables of whoever calls.
-    connection.execute("SET python_enable_replacements = false")
-    store = results.store
-    if isinstance(store, ObjectStore):
-        connection.register_filesystem(store.filesystem)
-    generations = [part.name for part in results.parts("generations")]
-    likelihoods = [part.name for part in results.parts("likelihoods")]
-    _create_view(connection, store, "generations", generations, with_configuration=True)
-    _create_view(connection, store, "likelihoods", likelihoods, with_configuration=True)
-    _create_view(connection, store, "prompts", results.prompt_files(), with_configuration=False)
-    connection.register("_cells", cells_table(results))
-    connection.execute("CREATE TABLE cells AS SELECT * FROM _cells")
-    connection.unregister("_cells")
-    return connection
+__all__ = ["connect", "lock", "print_sql", "run_sql"]
 
 
 def run_sql(results: Results, sql: str) -> pa.Table:
     """The rows that one SELECT over the views gives.
 
     Nothing else can be done with it: only a single SELECT (also WITH, FROM, DESCRIBE, SUMMARIZE) is
-    run, by a connection that may open the results' own files and no others and cannot be unlocked.
+    run, by a connection that may open the files of its views and no others, and cannot be unlocked.
     """
-    connection = connect(results)
+    connection, files = open_views(results)
     try:
-        _lock(connection, results.store)
+        lock(connection, results.store, files)
         statements = connection.extract_statements(sql)
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
             raise InputError(
@@ -113,82 +82,19 @@ def print_sql(results: Results, sql: str, output_format: str, console: Console) 
     console.print(table)
 
 
-def _lock(connection: duckdb.DuckDBPyConnection, store: LocalStore | ObjectStore) -> None:
-    if isinstance(store, LocalStore):
-        # The views name files with pattern characters escaped, and DuckDB checks both forms.
-        folder = os.path.abspath(store.root) + "/"
-        folders = [folder, _escaped(folder)]
-    else:
+def lock(
+    connection: duckdb.DuckDBPyConnection, store: LocalStore | ObjectStore, files: Sequence[str]
+) -> None:
+    """Leave a connection nothing but reading these files, for good.
+
+    Files and not their folder: a link in it may lead anywhere.
+    """
+    # The views name files with pattern characters escaped, and DuckDB checks both forms.
+    forms = {form for file in files for form in (file, escaped(file, store))}
+    if isinstance(store, ObjectStore):
         # A file system may answer with or without the slash that begins its root.
-        root = str(store.root).strip("/")
-        folders = [f"{store.protocol}://{root}/", f"{store.protocol}:///{root}/"]
-    connection.execute(f"SET allowed_directories = [{', '.join(map(_quoted, folders))}]")
+        start = f"{store.protocol}://"
+        forms |= {f"{start}/{form.removeprefix(start).lstrip('/')}" for form in forms}
+    connection.execute(f"SET allowed_paths = [{', '.join(map(quoted, sorted(forms)))}]")
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
-
-
-def _create_view(
-    connection: duckdb.DuckDBPyConnection,
-    store: LocalStore | ObjectStore,
-    table: str,
-    names: list[str],
-    *,
-    with_configuration: bool,
-) -> None:
-    types = _column_types(connection, table)
-    if not names:
-        columns = {"configuration": "VARCHAR", **types} if with_configuration else types
-        typed = ", ".join(f'NULL::{kind} AS "{name}"' for name, kind in columns.items())
-        connection.execute(f"CREATE VIEW {table} AS SELECT {typed} WHERE false")
-        return
-    files = ", ".join(_quoted(_address(store, name)) for name in names)
-    fields = ", ".join(
-        f"'{name}': {{name: '{name}', type: '{kind}', default_value: NULL}}"
-        for name, kind in types.items()
-    )
-    configuration = (
-        r"regexp_extract(filename, '.*/configuration=c-([^/]+)/[^/]+$', 1) AS configuration, "
-        if with_configuration
-        else ""
-    )
-    selection = (
-        f"SELECT {configuration}* EXCLUDE (filename) FROM read_parquet("
-        f"[{files}], schema = MAP {{{fields}}}, filename = true, hive_partitioning = false)"
-    )
-    if _is_small(store, names):
-        try:
-            connection.execute(f"CREATE TABLE {table} AS {selection}")
-            return
-        except duckdb.Error:
-            pass  # Whoever asks for the damaged rows is told, and nobody else.
-    connection.execute(f"CREATE VIEW {table} AS {selection}")
-
-
-def _is_small(store: LocalStore | ObjectStore, names: list[str]) -> bool:
-    """Whether it is read once into memory: opening many small files for each query takes longer."""
-    if not isinstance(store, LocalStore):
-        return False
-    try:
-        return sum(os.stat(store.path(name)).st_size for name in names) <= _SMALL_BYTES
-    except OSError:
-        return False
-
-
-def _column_types(connection: duckdb.DuckDBPyConnection, table: str) -> dict[str, str]:
-    """DuckDB's own names for the types of the published schema."""
-    described = connection.from_arrow(schema(table).empty_table())
-    return dict(zip(described.columns, map(str, described.types), strict=True))
-
-
-def _address(store: LocalStore | ObjectStore, name: str) -> str:
-    path = store.path(name)
-    return _escaped(os.path.abspath(path) if isinstance(store, LocalStore) else path)
-
-
-def _escaped(path: str) -> str:
-    """A path with the characters escaped that DuckDB would take for a pattern."""
-    return "".join(f"[{c}]" if c in _GLOB_CHARACTERS else c for c in path)
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from optim.errors import InputError
+
+CONNECT_WITHIN_S = 10.0
+TOKEN_MEND = (
+    "Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH, or a file "
+    "~/.ray/auth_token) here to what `ray start` had on the cluster"
+)
+
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+_terminated = threading.Event()
 
 
 @contextmanager
@@ -26,36 +38,85 @@ def ray_session(
         return
     where = address or os.environ.get("RAY_ADDRESS")
     on_stage(f"connecting to Ray at {where}" if where else "starting Ray on this machine")
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if where:
-        options["address"] = where
-    else:
-        # Rows never pass through Ray's object store, so a small one does.
-        # `local`, or Ray would join whatever cluster happens to run on this machine.
-        options |= {
-            "address": "local",
-            "include_dashboard": False,
-            "object_store_memory": 100 << 20,
-        }
+    before = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(**options)
-    except ConnectionError as error:
-        raise InputError(
-            f"no Ray cluster answers: {str(error).splitlines()[0]}",
-            source=where,
-            mend="Check the address, and RAY_AUTH_MODE and RAY_AUTH_TOKEN where it wants a token",
-        ) from error
-    try:
+        try:
+            _join(where) if where else _start()
+        except SystemExit:  # Ray's own answer to a SIGTERM while it connects
+            _terminated.set()
+            raise KeyboardInterrupt from None
         yield
     finally:
         ray.shutdown()
+        # Ray's own handler would end what is left to do with exit code 15, after seconds.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+def _start() -> None:
+    import ray
+
+    # Rows never pass through Ray's object store, so a small one does.
+    # `local`, or Ray would join whatever cluster happens to run on this machine.
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        object_store_memory=100 << 20,
+        **_QUIET,
+    )
+
+
+def _join(where: str) -> None:
+    import ray
+    from ray.exceptions import AuthenticationError, RayError
+
+    _require_listener(where)
+    try:
+        ray.init(address=where, **_QUIET)
+    except AuthenticationError as error:
+        raise InputError(
+            "the cluster wants a token, and none is found here", source=where, mend=TOKEN_MEND
+        ) from error
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        raise InputError(
+            f"no Ray cluster answers: {str(error).splitlines()[0]}",
+            source=where,
+            mend=f"Check the address, and where the cluster wants a token: {TOKEN_MEND}",
+        ) from error
+
+
+def _require_listener(where: str) -> None:
+    """InputError for an address of another kind, or of nobody, which Ray takes minutes to say."""
+    scheme, separator, _ = where.partition("://")
+    if separator:
+        what = "a job server's address" if scheme.startswith("http") else f"a {scheme}:// address"
+        raise InputError(
+            f"this is {what}, and a trial joins a cluster from inside, at HOST:PORT",
+            source=where,
+            mend="From outside: `optrial submit SPEC --address http://HOST:8265`",
+        )
+    host, separator, port = where.rpartition(":")
+    if not separator or not port.isdecimal():
+        return  # such as `auto`, which Ray resolves
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_WITHIN_S).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"no Ray cluster answers: {getattr(error, 'strerror', None) or error}",
+            source=where,
+            mend="Check the address, and whether `ray start --head` ran there",
+        ) from error
 
 
 @contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """A SIGTERM ends a run as Ctrl-C does: workers stopped, what is committed kept."""
+    """A SIGTERM ends a run as Ctrl-C does: workers stopped, what is committed kept.
+
+    Before and after a run nothing is in flight, and a SIGTERM ends the process as it always does.
+    """
 
     def interrupt(signum: int, frame: object) -> None:
+        _terminated.set()
         raise KeyboardInterrupt
 
     try:
@@ -67,3 +128,22 @@ def terminated_as_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def left_at_once_when_terminated() -> Iterator[None]:
+    """Where a SIGTERM ended the program inside, skip the interpreter's own end.
+
+    `ray job stop` kills what is there 3 s after its SIGTERM. Stopping workers and leaving the
+    cluster takes a fraction of that, and taking apart the modules of torch, which frees nothing
+    that the end of the process does not free, takes the rest of it on a busy machine.
+    """
+    _terminated.clear()
+    try:
+        yield
+    except SystemExit as stop:
+        if _terminated.is_set() and isinstance(stop.code, int):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(stop.code)
+        raise

@@ -18,6 +18,7 @@ from jobs.answers import answer, headline_answer, statement
 from jobs.claims import Checked, Claim, check_claims
 from jobs.comparison import MetricEffect
 from jobs.findings import Findings, read_findings
+from jobs.history import code_data, history_notes
 from jobs.memory_notes import memory_notes
 from jobs.metrics import METRICS, Metric, describe
 from jobs.query import connect
@@ -63,7 +64,8 @@ def report_data(results: Results, claims: Sequence[Claim] | None = None) -> dict
     finally:
         connection.close()
     data["scores"], score_notes = _scores(results, plan)
-    data["notes"] = notes + score_notes
+    data["code"] = code_data(results)
+    data["notes"] = [*history_notes(results), *notes, *score_notes]
     return {key: _finite(value) for key, value in data.items()}
 
 

@@ -7,7 +7,7 @@ same command again goes on with what is missing of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,20 +18,17 @@ from cluster.results import Results
 from cluster.scheduler import Outcome
 from jobs.addition import Addition, addition, rows_within
 from jobs.evaluate import OnProgress, run_missing
+from jobs.extension import more_of, settled_now
 from jobs.findings import Findings, read_findings
-from jobs.looks import Look, Settled
-from jobs.planning import dataset_fingerprint
+from jobs.history import dataset_specs
+from jobs.looks import Look
 from jobs.prompts import PromptRow, load
 from jobs.query import connect
 from jobs.spec import DatasetSpec
-from jobs.verdicts import Verdict
 from jobs.yaml_files import validated
 from optim.errors import InputError
 
 OnStage = Callable[[str], None]
-_GIVEN = frozenset({"better", "worse", "higher", "lower", "equivalent"})
-"""Words that a test gave, at the cost of some of α. `exactly equal` needs none, so it is looked at
-anew each time."""
 
 
 @dataclass(frozen=True)
@@ -185,16 +182,12 @@ def _sources(results: Results) -> dict[str, _Source]:
     used: dict[str, set[str]] = {}
     for row in results.prompts().select(["dataset", "prompt_id"]).to_pylist():
         used.setdefault(origin(row["dataset"]), set()).add(row["prompt_id"])
-    given = [validated(DatasetSpec, each, results.output) for each in _dataset_specs(results)]
+    given = [validated(DatasetSpec, each, results.output) for each in dataset_specs(results)]
     return {
         spec.name: _Source(spec, frozenset(used.get(spec.name, ())))
         for spec in given
         if spec.task is None and spec.limit is not None
     }
-
-
-def _dataset_specs(results: Results) -> list[dict[str, Any]]:
-    return list(results.manifest().get("datasets", []))
 
 
 def _plan_with(
@@ -206,14 +199,15 @@ def _plan_with(
     rows: list[PromptRow] = []
     first_row = sum(d.num_prompts for d in plan.datasets)
     for name, count in added.prompts.items():
-        dataset, own = _more_of(plan.dataset(name), sources[name].rows(count), number, first_row)
+        label = f"{name}+{number}"
+        dataset, own = more_of(plan.dataset(name), sources[name].rows(count), label, first_row)
         datasets.append(dataset.model_copy(update={"arms": added.configurations}))
         rows.extend(own)
         first_row += len(own)
     look = Look(
         number=number,
         level=found.judgement.level(number),
-        settled=tuple(_settled(found, number)),
+        settled=tuple(settled_now(found, number)),
         open=added.settles + added.left_open,
         configurations=added.configurations,
         seeds=seeds,
@@ -228,43 +222,3 @@ def _plan_with(
         "looks": (*plan.looks, look.model_dump(mode="json")),
     }
     return plan.model_copy(update=update), rows
-
-
-def _more_of(
-    dataset: Dataset, rows: list[PromptRow], number: int, first_row: int
-) -> tuple[Dataset, list[PromptRow]]:
-    """A dataset of its own, with shards of the same size."""
-    name = f"{dataset.name}+{number}"
-    own = [replace(row, dataset=name, row=i) for i, row in enumerate(rows)]
-    size = max(1, dataset.num_prompts // dataset.num_shards)
-    made = dataset.model_copy(
-        update={
-            "name": name,
-            "num_prompts": len(own),
-            "first_row": first_row,
-            "num_shards": -(-len(own) // size),
-            "fingerprint": dataset_fingerprint(own),
-        }
-    )
-    return made, own
-
-
-def _settled(found: Findings, number: int) -> list[Settled]:
-    """Primary verdicts that this look gives; those of earlier looks are in theirs."""
-    return [
-        Settled(
-            configuration=judged.comparison.configuration,
-            metric=metric,
-            word=verdict.word,
-            look=number,
-            p=verdict.p,
-            equivalence_p=verdict.equivalence_p,
-        )
-        for judged in found.judged
-        for metric, verdict in judged.verdicts.items()
-        if _is_given(verdict)
-    ]
-
-
-def _is_given(verdict: Verdict) -> bool:
-    return verdict.family == "primary" and verdict.look is None and verdict.word in _GIVEN

@@ -11,6 +11,7 @@ from typing import Any
 
 from cluster.results import Results
 from cluster.schema import Column
+from cluster.store import StorageFull
 from jobs.effects_table import EFFECTS, EFFECTS_FILE, rows_of_report, write_effects
 from jobs.measures import MEASURES
 from jobs.summary import ALL_DATASETS, SUMMARY, SUMMARY_FILE, write_summary
@@ -31,12 +32,13 @@ def update_tables(results: Results, report: Mapping[str, Any] | None = None) -> 
     """Write both tables where that is possible; what to say where it is not."""
     try:
         write_tables(results, report)
+    except StorageFull as error:
+        why = f"there is no room left ({error.reason})"
     except OSError as error:
-        why = error.strerror or error
-        return (
-            f"The tables in {results.output}/tables were not updated: it cannot be written: {why}"
-        )
-    return None
+        why = error.strerror or str(error)
+    else:
+        return None
+    return f"The tables in {results.output}/tables were not updated: it cannot be written: {why}"
 
 
 def tables_markdown() -> str:

@@ -26,6 +26,8 @@ from jobs.metrics import METRICS
 Family = Literal["primary", "exploratory"]
 ALARM_LEVEL = 0.01
 """Adjusted p of the A/A pair below which its difference of nothing is an alarm."""
+MOST_APART = 0.5
+"""Share of cells run apart from their reference's from which on times are not compared."""
 ONE_PAIR = "equal in the one pair that there is, which shows no equality"
 LENGTH_GUARD = (0.9, 1.1)
 """Of the reference's mean output length (MLPerf Inference's rule for language models)."""
@@ -158,6 +160,11 @@ def _withheld(comparison: Comparison, found: MetricEffect, raised: Sequence[Alar
         return None
     if metric.is_timed and any(is_time(alarm.metric) for alarm in raised):
         return "the same configuration run twice differs in time: this machine's times say nothing"
+    if metric.is_timed and comparison.share_apart > MOST_APART:
+        return (
+            f"{comparison.share_apart * 100:.0f} % of its cells were run apart from those of "
+            f"{comparison.vs}: a drift of the machine in between would look like an effect"
+        )
     if metric.is_timed and trips_length_guard(comparison):
         change = (length_ratio(comparison) or 0.0) - 1
         word = "longer" if change > 0 else "shorter"

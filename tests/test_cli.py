@@ -95,7 +95,9 @@ def test_a_trial_end_to_end(run: Run, trial: Callable[..., Path], tmp_path: Path
     code, out, _ = run("evaluate", spec)
     assert code == 0
     assert "Nothing to do" in out
-    assert run("verify", output)[:2] == (0, "48 parts, 0 faults\n")
+    code, out, _ = run("verify", output)
+    assert code == 0
+    assert out.startswith("48 parts, 0 faults\n")
     code, out, _ = run("report", output)
     assert code == 0
     assert "baseline.repeat" in out

@@ -64,8 +64,14 @@ def test_what_fits_on_no_node_is_refused(
 
 
 def test_a_node_that_comes_in_time_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[dict[str, float]]] = []
+    monkeypatch.setattr(
+        "cluster.preflight.request_resources", lambda bundles: asked.append(bundles)
+    )
     nodes(monkeypatch, H100, after=2)
-    preflight(plan(gpus=1, start_timeout_s=30))
+    preflight(plan(count=2, gpus=1, accelerator_type="H100", start_timeout_s=30))
+    bundle = {"CPU": 1.0, "GPU": 1.0, "accelerator_type:H100": 0.001}
+    assert asked == [[bundle, bundle], []], "the autoscaler is asked, and asked no longer"
     nodes(monkeypatch, H100, after=900)
     with pytest.raises(InputError, match="start_timeout_s"):
         preflight(plan(gpus=1, start_timeout_s=0.2))

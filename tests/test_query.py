@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 from trial_results import make_plan, make_results
 
+from cluster.receipts import Receipts
 from cluster.results import MANIFEST, Results
 from cluster.schema import schema
 from jobs.cells import CELLS
@@ -71,6 +72,8 @@ def test_a_column_that_older_parts_lack_is_null(tmp_path: Path) -> None:
     part = results.parts("generations")[0]
     path = results.store.path(part.name)
     pq.write_table(pq.ParquetFile(path).read().drop_columns(["batch_size", "error"]), path)
+    for name in Receipts(results.store).names(part.key):
+        results.store.delete(name)
     found = run_sql(results, "SELECT count(*) AS n, count(batch_size) AS b FROM generations")
     assert found.to_pylist() == [{"n": 16, "b": 0}]
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.plan import Cell, Configuration, Dataset, Generation, ModelSource, Plan
+from cluster.receipts import Receipts
 from cluster.results import MANIFEST, Results, part_name, write_prompts
 from cluster.schema import deterministic_columns, schema
 from optim.errors import InputError
@@ -128,7 +129,7 @@ def test_verify_finds_what_is_missing_and_what_does_not_belong(
 
 def test_lost_receipt_is_rebuilt_from_a_sound_part(plan: Plan, results: Results) -> None:
     cells = commit_all(plan, results)
-    name = f"_receipts/{cells[0].key}.json"
+    [name] = Receipts(results.store).names(cells[0].key)
     before = results.store.read(name)
     results.store.delete(name)
     assert list(results.verify()) == []
@@ -137,7 +138,7 @@ def test_lost_receipt_is_rebuilt_from_a_sound_part(plan: Plan, results: Results)
 
 def test_damage_without_a_receipt_is_found_by_page_checksums(plan: Plan, results: Results) -> None:
     cells = commit_all(plan, results)
-    results.store.delete(f"_receipts/{cells[0].key}.json")
+    results.store.delete(*Receipts(results.store).names(cells[0].key))
     path = Path(results.store.path(part_name(cells[0])))
     data = bytearray(path.read_bytes())
     data[30] ^= 0x01

@@ -160,6 +160,16 @@ def test_the_length_guard(shift: float, word: str) -> None:
     assert any("guard" in line for line in judged.warnings) == (word == "withheld")
 
 
+@pytest.mark.parametrize(("apart", "word"), [(0.0, "better"), (0.2, "better"), (0.9, "withheld")])
+def test_times_that_were_taken_apart_do_not_compare(apart: float, word: str) -> None:
+    found = comparison(
+        ("e2e_s_per_byte", ratio(-0.2, 0.05)), ("completion_tokens", ratio(-0.2, 0.05))
+    )
+    [judged] = judge([replace(found, share_apart=apart)], Judgement())
+    assert judged.verdicts["e2e_s_per_byte"].word == word
+    assert judged.verdicts["completion_tokens"].word == "better"
+
+
 def test_planted_effects_through_parquet(tmp_path: Path) -> None:
     found = findings(make_results(tmp_path / "out"))
     words = {
