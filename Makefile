@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check audit format bench docs clean
+.PHONY: demo test soak reliability check audit format bench docs clean
 
 # Only what the tests of the machine's cores need: more threads than cores make everything slower.
 export OMP_NUM_THREADS ?= 1
@@ -33,6 +33,17 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile
 
+soak: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+# What is lost when something dies, measured beside what is accepted.
+RELIABILITY := $(addprefix tests/test_,worker_failures.py lost_nodes.py partition.py driver_kill.py \
+	submit_cluster.py two_drivers.py full_run.py verify.py memory_failures.py \
+	scheduler.py identity.py cli.py soak.py)
+reliability: $(STAMP)
+	OPTRIAL_FIGURES=benchmarks/results/reliability-cpu-2-cores.json \
+		$(BIN)/python -m pytest -m 'slow or not slow' $(RELIABILITY)
+
 check: $(STAMP) audit
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -59,6 +70,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.statistics
 	$(BIN)/python -m benchmarks.summary
 	$(BIN)/python -m benchmarks.parts
+	$(BIN)/python -m benchmarks.scale
 
 docs: $(STAMP)
 	$(BIN)/python -m docs.generate

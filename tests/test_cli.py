@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import figures
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -139,6 +140,10 @@ def test_row_faults_become_error_rows(run: Run, trial: Callable[..., Path], tmp_
     assert fine == {f"p{i}" for i in range(8)} | {"nul"}
     assert len(table) == 15 * 2 * 2
     assert run("evaluate", spec, "--max-row-errors", "100")[0] == 0
+    figures.note(
+        9, "rows", "exit code 0; each bad row has its error; all good rows are there",
+        bad_rows=len(errors), good_rows=len(fine),
+    )  # fmt: skip
 
 
 def test_unknown_key(run: Run, trial: Callable[..., Path]) -> None:
@@ -209,6 +214,7 @@ def test_output_of_another_trial(run: Run, trial: Callable[..., Path], tmp_path:
     code, _, err = run("evaluate", changed)
     assert code == 2
     assert "another trial" in one_line(err)
+    figures.note(14, "changed", "exit code 2, with the difference", code=code)
     assert "max_new_tokens: 6 -> 7" in one_line(err)
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")} == before
 

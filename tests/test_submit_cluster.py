@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import figures
 import pytest
 import yaml
 from job_server import JobServer, job_server
@@ -96,12 +97,14 @@ def wait_until(what: Callable[[], bool], process: subprocess.Popen[str] | None =
 def test_a_job_is_followed_to_its_end(guarded: JobServer, project: Project) -> None:
     folder = project()
     at = ("--address", guarded.address)
+    start_s = time.monotonic()
     code, out, err = optrial(
         folder,
         guarded.environment | {"HIDDEN": SECRET},
         *("submit", "trial.yaml", *at, "--submission-id", "sound", "--env", "HIDDEN"),
     )
     assert code == 0, out + err
+    figures.note(16, "token", "exit code 0", taken_s=time.monotonic() - start_s)
     assert "uploading" in err
     assert "SUCCEEDED" in err
     assert "python -m jobs evaluate trial.yaml" in out
@@ -133,6 +136,7 @@ def test_a_job_is_followed_to_its_end(guarded: JobServer, project: Project) -> N
     )
     assert code == 1, out + err
     assert "FAILED, exit code 1" in err
+    figures.note(16, "failed", "exit code 1", code=code)
     assert "refuted" in out
     code, _, err = optrial(
         folder, guarded.environment, "submit", "trial.yaml", *at, "--submission-id", "sound"
@@ -209,6 +213,7 @@ def test_a_refused_token_is_one_error_that_says_what_to_set(
         assert "Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" in err
         assert TOKEN not in out + err
         assert wrong not in out + err
+    figures.note(16, "wrong token", "one error that says what to set, exit code 2", code=code)
     file = folder.parent / "token"
     file.write_text(TOKEN)
     by_file = guarded.without_token(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(file))
@@ -217,6 +222,7 @@ def test_a_refused_token_is_one_error_that_says_what_to_set(
 
 def test_without_authentication(project: Project) -> None:
     folder = project()
+    start_s = time.monotonic()
     with job_server(None) as server:
         environment = server.environment | {"RAY_API_SERVER_ADDRESS": server.address}
         code, out, err = optrial(folder, environment, "submit", "trial.yaml", "--no-wait")
@@ -226,6 +232,7 @@ def test_without_authentication(project: Project) -> None:
         assert f"optrial logs {name} --follow --address {server.address}" in err
         code, out, err = optrial(folder, environment, "logs", name, "--follow")
         assert code == 0, out + err
+        figures.note(16, "no token", "exit code 0", taken_s=time.monotonic() - start_s)
         assert list(Results(str(folder.parent / "out")).verify()) == []
 
 
@@ -248,6 +255,7 @@ def test_a_stopped_job_has_ended_before_ray_kills_it(
     assert optrial(folder, guarded.environment, "stop", name, *at)[0] == 0
     supervisor = guarded.log.parent / "r/session_latest/logs/jobs" / f"supervisor-{name}.log"
     assert "has been terminated gracefully" in supervisor.read_text()
+    figures.note(5, f"stop {attempt}", "ended within 3 s, STOPPED; resumable", is_graceful=True)
     _, log, _ = optrial(folder, guarded.environment, "logs", name, *at)
     assert "Interrupted. What is committed is kept" in log
     assert {fault.kind for fault in Results(str(folder.parent / "out")).verify()} == {"missing"}

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import figures
 import pytest
 from program import Run
 from trial_results import make_results
@@ -60,6 +61,9 @@ def test_four_damages_are_four_faults(results: Results, run: Run) -> None:
     code, out, _ = run("verify", results.output)
     assert code == 1
     assert "4 faults (4 damaged)" in out
+    figures.note(
+        8, "damage", "4 of 4 found; only those run again; queries refuse them", found=len(damaged)
+    )
     for part in damaged.values():
         assert out.count(part.name) == 1
     assert "--repair" in out
