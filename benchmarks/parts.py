@@ -78,7 +78,7 @@ def write_results(results: Results, plan: Plan) -> int:
     """Prompts, parts and receipts, not synced one by one; returns the bytes of the parts."""
     store = results.store
     assert isinstance(store, LocalStore)
-    store.create(MANIFEST, json.dumps({"plan": plan.model_dump(mode="json")}).encode())
+    store.replace(MANIFEST, json.dumps({"plan": plan.model_dump(mode="json")}).encode())
     [dataset] = plan.datasets
     numbers = np.arange(dataset.num_prompts)
     prompts = {
@@ -88,13 +88,16 @@ def write_results(results: Results, plan: Plan) -> int:
         "prompt": [f"question {i}" for i in numbers],
         "is_chat": np.zeros(len(numbers), bool),
     }
-    store.create(PROMPTS_FILE, encode_table(published("prompts", prompts, len(numbers))))
+    store.replace(PROMPTS_FILE, encode_table(published("prompts", prompts, len(numbers))))
     size = 0
-    (store.root / "_receipts").mkdir()
+    (store.root / "_receipts").mkdir(exist_ok=True)
     for block in plan.blocks():
         for order, cell in enumerate(block.cells):
-            data = encoded_part(cell, np.random.default_rng([block.index, order]))
             path = store.root / part_name(cell)
+            if path.exists():  # of an earlier run that was given the same folder
+                size += path.stat().st_size
+                continue
+            data = encoded_part(cell, np.random.default_rng([block.index, order]))
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
             sha256 = hashlib.sha256(data).hexdigest()
@@ -179,8 +182,9 @@ def in_process(name: str, folder: str) -> dict[str, float]:
 
 def measure(folder: str, num_parts: int, rows_per_part: int) -> dict[str, Any]:
     results = Results(folder)
-    plan = make_plan(folder, num_parts, rows_per_part)
-    size = write_results(results, plan)
+    size = write_results(results, make_plan(folder, num_parts, rows_per_part))
+    for derived in ("tables", "_verified"):
+        results.store.delete_folder(derived)
     found: dict[str, Any] = {
         "num_parts": num_parts,
         "num_rows": num_parts * rows_per_part,
@@ -237,7 +241,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="2,000 parts, and 40,000 rows")
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help="where the trials are, or are written; kept")
     options = parser.parse_args()
     if options.step:
         print(json.dumps(run_step(options.step, options.folder)))
@@ -245,10 +249,9 @@ def main() -> None:
     sizes = (
         [(2_000, 20), (20, 2_000)] if options.quick else [(10_000, 20), (100_000, 20), (500, 2_000)]
     )
-    rows = []
-    for num_parts, rows_per_part in sizes:
-        with tempfile.TemporaryDirectory(prefix="optrial-parts-") as folder:
-            rows.append(measure(f"{folder}/out", num_parts, rows_per_part))
+    with tempfile.TemporaryDirectory(prefix="optrial-parts-") as temporary:
+        base = options.folder or temporary
+        rows = [measure(f"{base}/{parts}x{each}", parts, each) for parts, each in sizes]
     show(rows)
     print(json.dumps({"machine": describe(), "parts": rows}))
 

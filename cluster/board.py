@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cluster.layout import Layout
@@ -81,11 +81,15 @@ class Board:
         lease = next(each for each in self.leases if names <= set(each.configurations))
         lease.works.appendleft(work)
 
-    def drop(self, mask_of: dict[int, int]) -> None:
-        """Take the cells in `mask_of` (block -> cells) out of all works."""
+    def drop(self, configurations: Mapping[str, str], layout: Layout) -> None:
+        """Take what is left of these configurations out of all works."""
+        if not configurations:
+            return
         for lease in self.leases:
             for work in lease.works:
-                work.missing &= ~mask_of.get(work.index, 0)
+                for name, mask in layout.by_configuration(work.index).items():
+                    if name in configurations:
+                        work.missing &= ~mask
             lease.works = deque(work for work in lease.works if work.missing)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from time import monotonic
 from typing import Any
 
 from cluster.failures import Failure
@@ -13,6 +15,12 @@ from cluster.slot import Slot, Task
 from optim.errors import InputError
 
 log = logging.getLogger("optrial.scheduler")
+
+GRACE_S = 30.0
+"""How long a run waits for further workers when the first one is ready."""
+
+NOTICE_S = 60.0
+"""How long no worker may have started before that is said."""
 
 
 class Crew:
@@ -30,6 +38,7 @@ class Crew:
         self.slots = [Slot(i) for i in range(num)]
         self._proven: set[str] = set()
         self._load_failures: dict[str, int] = {}
+        self._noticed, self._first_ready = monotonic(), 0.0
 
     @property
     def num_alive(self) -> int:
@@ -42,6 +51,19 @@ class Crew:
     def is_ready(self, slot: Slot) -> bool:
         """Whether it waits for work."""
         return slot.is_alive and slot.task is None and not self.to_load(slot)
+
+    def has_started(self, expected: Sequence[Slot]) -> bool:
+        """Whether a run may begin: those that there is room for are ready, or are late."""
+        ready = [slot for slot in expected if self.is_ready(slot)]
+        if not ready:
+            if monotonic() - self._noticed > NOTICE_S:
+                self._noticed = monotonic()
+                log.warning("no worker has started yet: the cluster may be busy")
+            return False
+        self._first_ready = self._first_ready or monotonic()
+        # Others' jobs may hold what the rest of the workers wait for.
+        is_late = monotonic() - self._first_ready > GRACE_S
+        return is_late or all(slot.failures or self.is_ready(slot) for slot in expected)
 
     def to_load(self, slot: Slot) -> list[str]:
         """The configurations that a worker still lacks, without those that were given up."""

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from cluster.storage import LocalStore, ObjectStore
 
 ROWS_PER_GROUP, _BYTES_PER_GROUP = 122_880, 256 << 20
+_BATCHES_AT_ONCE = 128
 ROWS_PER_FILE = 16 * ROWS_PER_GROUP
 
 
@@ -53,15 +54,24 @@ def write_whole(store: LocalStore | ObjectStore, name: str, table: pa.Table) -> 
 
 def _groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
     held: list[pa.RecordBatch] = []
+    small: list[pa.RecordBatch] = []
     rows = num_bytes = 0
     for batch in batches:
-        held.append(batch)
+        small.append(batch)
         rows, num_bytes = rows + len(batch), num_bytes + batch.nbytes
-        if rows >= ROWS_PER_GROUP or num_bytes >= _BYTES_PER_GROUP:
+        is_full = rows >= ROWS_PER_GROUP or num_bytes >= _BYTES_PER_GROUP
+        if is_full or len(small) >= _BATCHES_AT_ONCE:
+            held, small = [*held, *_packed(small)], []
+        if is_full:
             yield pa.Table.from_batches(held)
             held, rows, num_bytes = [], 0, 0
-    if held:
-        yield pa.Table.from_batches(held)
+    if held or small:
+        yield pa.Table.from_batches([*held, *_packed(small)])
+
+
+def _packed(batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
+    """As few larger ones: a batch of few rows takes much more than its rows."""
+    return pa.Table.from_batches(batches).combine_chunks().to_batches() if batches else []
 
 
 class _File:

@@ -14,6 +14,7 @@ from cluster.layout import Layout, cells_in
 from cluster.limits import Limits
 from cluster.outcome import Outcome
 from cluster.plan import Cell
+from cluster.progress import Progress
 from cluster.results import Results, part_name
 
 log = logging.getLogger("optrial.scheduler")
@@ -126,6 +127,22 @@ class Ledger:
         self.outcome.quarantined.append(f"all of {name}: {failure.reason}")
         log.error("configuration set aside", extra={"configuration": name,
                                                     "reason": failure.reason})  # fmt: skip
+
+    def progress(self, done_before: int, num_workers: int, elapsed_s: float) -> Progress:
+        """This moment of the run."""
+        outcome = self.outcome
+        return Progress(
+            cells_total=outcome.cells_total,
+            cells_done=outcome.cells_done,
+            cells_done_before=done_before,
+            rows=outcome.rows,
+            errors=outcome.errors,
+            completion_tokens=outcome.completion_tokens,
+            retries=outcome.retries,
+            quarantined=len(outcome.quarantined),
+            num_workers=num_workers,
+            elapsed_s=elapsed_s,
+        )
 
     def write_failed_configurations(self) -> None:
         """Their records; apart, because a configuration can fail before the output is a trial's."""

@@ -31,6 +31,8 @@ class Limits:
     """A block that takes longer than both is given to an idle worker as well."""
     stall_s: float = 1800.0
     """Nothing committed for so long: the state is written down, and busy workers are replaced."""
+    load_s: float = 3600.0
+    """Most seconds for opening the model, and for loading a configuration."""
 
     @classmethod
     def of(cls, plan: Plan) -> Limits:

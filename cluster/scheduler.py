@@ -40,12 +40,6 @@ log = logging.getLogger("optrial.scheduler")
 POLL_S = 1.0
 """Longest wait for workers, between looks at deadlines."""
 
-GRACE_S = 30.0
-"""How long a run waits for further workers when the first one is ready."""
-
-NOTICE_S = 60.0
-"""How long no worker may have started before that is said."""
-
 
 class Scheduler:
     """Runs what is missing of a plan.
@@ -116,9 +110,8 @@ class Scheduler:
         """
         preflight(self.plan)
         expected = self.slots[: max(1, room_for(self.plan.workers))]
-        self._first_ready = 0.0
         try:
-            while not self._have_started(expected):
+            while not self.crew.has_started(expected):
                 self._turn()
         except BaseException:
             self.stop()
@@ -126,23 +119,12 @@ class Scheduler:
         self.started = self.last_done = monotonic()
         return [slot.facts for slot in self.slots if slot.facts is not None]
 
-    def _have_started(self, expected: list[Slot]) -> bool:
-        ready = [slot for slot in expected if self.crew.is_ready(slot)]
-        if not ready:
-            if monotonic() - self.started > NOTICE_S:
-                self.started = monotonic()
-                log.warning("no worker has started yet: the cluster may be busy")
-            return False
-        self._first_ready = self._first_ready or monotonic()
-        # Others' jobs may hold what the rest of the workers wait for.
-        is_late = monotonic() - self._first_ready > GRACE_S
-        return is_late or all(slot.failures or self.crew.is_ready(slot) for slot in expected)
-
     def run(self) -> Outcome:
         """Run every pending block; always stops the workers, also when interrupted."""
         self._is_starting = False
         try:
-            self.ledger.forget_earlier()
+            if not self.joins:
+                self.ledger.forget_earlier()
             while not self._is_over():
                 self._turn()
                 self._replace_the_late()
@@ -254,6 +236,8 @@ class Scheduler:
             self.last_done = monotonic()
             # Cells of one call, of which an earlier execution had committed some.
             self.ledger.recheck(task.work)
+            if task.work.missing and not task.work.num_runners:
+                self._charge(task.work, Failure("error", "the worker left cells out"))
         slot.failures = 0
 
     def _failed(self, slot: Slot, task: Task, failure: Failure) -> None:
@@ -274,7 +258,7 @@ class Scheduler:
                 self._change_to_leases()
             else:
                 self.crew.failed_load(slot, task.configuration, failure)
-                self._drop_failed()
+                self.board.drop(self.ledger.failed_configurations, self.layout)
         if self._is_starting:
             self.crew.refuse_to_start(failure)
 
@@ -284,20 +268,12 @@ class Scheduler:
         work.num_runners -= 1
         if work.num_runners:
             return  # another worker has it
+        self._charge(work, failure)
+
+    def _charge(self, work: Work, failure: Failure) -> None:
         for again in self.ledger.charge(work, failure):
             self.board.put_back(again, self.layout)
-        self._drop_failed()
-
-    def _drop_failed(self) -> None:
-        """Take what is left of failed configurations off the board."""
-        failed = self.ledger.failed_configurations
-        if not failed:
-            return
-        masks: dict[int, int] = {}
-        for work in self.board.works():
-            by_name = self.layout.by_configuration(work.index)
-            masks[work.index] = sum(mask for name, mask in by_name.items() if name in failed)
-        self.board.drop(masks)
+        self.board.drop(self.ledger.failed_configurations, self.layout)
 
     def _change_to_leases(self) -> None:
         """The configurations do not fit beside each other: one at a time from now on."""
@@ -321,22 +297,12 @@ class Scheduler:
             self.last_done = monotonic()
             write_stall(self.results.store, self.slots, self.limits.stall_s)
             for slot in self.slots:
-                if slot.task is not None:
+                if slot.task is not None and slot.task.work is not None:
                     self._failed(slot, slot.task, Failure("stall", "nothing was committed"))
 
     def progress(self) -> Progress:
-        outcome = self.outcome
-        return Progress(
-            cells_total=outcome.cells_total,
-            cells_done=outcome.cells_done,
-            cells_done_before=self.done_before,
-            rows=outcome.rows,
-            errors=outcome.errors,
-            completion_tokens=outcome.completion_tokens,
-            retries=outcome.retries,
-            quarantined=len(outcome.quarantined),
-            num_workers=self.crew.num_alive,
-            elapsed_s=monotonic() - self.started,
+        return self.ledger.progress(
+            self.done_before, self.crew.num_alive, monotonic() - self.started
         )
 
     def stop(self) -> None:

@@ -14,7 +14,7 @@ class Watch:
     """Learns how long blocks take, and compares with it."""
 
     def __init__(self, layout: Layout, limits: Limits) -> None:
-        self.layout, self.durations = layout, Durations(limits)
+        self.layout, self.limits, self.durations = layout, limits, Durations(limits)
 
     def note(self, task: Task) -> None:
         """Learn from a call that ended well."""
@@ -24,8 +24,11 @@ class Watch:
         """Slots whose call is past its deadline, with the call and the deadline in seconds."""
         for slot in slots:
             task = slot.task
-            if task is not None and task.work is not None:
-                deadline_s = self.durations.deadline_s(*self._size(task))
+            if task is not None:
+                is_run = task.work is not None
+                deadline_s = (
+                    self.durations.deadline_s(*self._size(task)) if is_run else self.limits.load_s
+                )
                 if deadline_s is not None and task.elapsed_s > deadline_s:
                     yield slot, task, deadline_s
 

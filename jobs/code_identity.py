@@ -24,7 +24,7 @@ DECISIVE_PACKAGES = ("torch", "transformers", "tokenizers")
 """Libraries that compute outputs; the others move them."""
 _SOURCES = ("*.py", "*.c", "*.h")
 _ROOT = "worker"
-_UNDECISIVE = {"logs", "redaction", "results", "run_metrics", "storage"}
+_UNDECISIVE = {"logs", "node_cache", "redaction", "results", "run_metrics", "storage"}
 """Modules that a worker imports and that decide no output, nor does what they import: how rows are
 kept, and told of."""
 

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 ARMS = ("baseline", "other", "third")
 TWO = WorkerResources(count=2)
-QUICK = Limits(min_deadline_s=3.0, backoff_s=0.1, max_backoff_s=1.0)
+QUICK = Limits(straggle_s=1e9, backoff_s=0.1, max_backoff_s=1.0)
 
 
 def run(plan: Plan, limits: Limits = QUICK, **options: Any) -> tuple[Scheduler, Outcome]:
@@ -83,9 +83,9 @@ def test_a_worker_killed_from_outside_costs_one_execution(tmp_path: Path) -> Non
     assert outcome.executions <= 61
     assert outcome.loads <= 3
     noticed = next(at for at, workers, _ in seen if at > killed[0] and workers < 2)
-    assert noticed - killed[0] < 1.5
+    assert noticed - killed[0] < figures.limit(1)
     replaced = next(at for at, workers, _ in seen if at > noticed and workers == 2)
-    assert replaced - killed[0] < 15
+    assert replaced - killed[0] < figures.limit(15)
     figures.note(
         1,
         "kill -9",
@@ -198,15 +198,15 @@ def test_a_hung_block_is_ended_at_its_deadline_and_run_elsewhere(tmp_path: Path)
             late.append(task.elapsed_s)
             super()._failed(slot, task, failure)
 
-    limits = Limits(min_deadline_s=3.0, straggle_s=1e9)
+    limits = Limits(min_deadline_s=8.0, straggle_s=1e9)
     scheduler = Timed(plan, prepared(plan), remote_worker=RemoteFaulty, limits=limits)
     scheduler.start()
     outcome = scheduler.run()
     assert outcome.is_complete
     assert outcome.failures == {"deadline": 1}
-    assert 3 < late[0] < 3 + 5
+    assert 8 < late[0] < 8 + figures.limit(5)
     figures.note(12, "hung", "ended within deadline + 5 s; run elsewhere",
-                 deadline_s=3.0, ended_after_s=late[0])  # fmt: skip
+                 deadline_s=8.0, ended_after_s=late[0])  # fmt: skip
     require_sound(plan, Results(plan.output))
 
 
@@ -223,7 +223,7 @@ def test_an_idle_worker_takes_what_another_is_slow_with(tmp_path: Path) -> None:
 def test_where_nothing_is_committed_the_state_is_written_down(tmp_path: Path) -> None:
     plan = simulated_plan(tmp_path, num_shards=2)
     set_fault(plan, "once-hang")
-    _, outcome = run(plan, Limits(stall_s=3.0))
+    _, outcome = run(plan, Limits(stall_s=8.0, straggle_s=1e9))
     assert outcome.is_complete
     assert outcome.failures == {"stall": 1}
     (name,) = Results(plan.output).store.list("_logs")
