@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
@@ -39,6 +39,9 @@ class Crew:
         self._proven: set[str] = set()
         self._load_failures: dict[str, int] = {}
         self._noticed, self._first_ready = monotonic(), 0.0
+        self.last_reason = ""
+        """Why a worker was lost."""
+        self.on_notice: Callable[[str], None] = log.warning
 
     @property
     def num_alive(self) -> int:
@@ -52,18 +55,22 @@ class Crew:
         """Whether it waits for work."""
         return slot.is_alive and slot.task is None and not self.to_load(slot)
 
-    def has_started(self, expected: Sequence[Slot]) -> bool:
-        """Whether a run may begin: those that there is room for are ready, or are late."""
-        ready = [slot for slot in expected if self.is_ready(slot)]
-        if not ready:
+    def is_loaded(self, slot: Slot) -> bool:
+        return slot.is_alive and not self.to_load(slot)
+
+    def has_started(self, num_expected: int) -> bool:
+        """Whether a run may begin: as many are ready as there is room for, or the rest is late."""
+        num_ready = sum(self.is_ready(slot) for slot in self.slots)
+        if not num_ready:
             if monotonic() - self._noticed > NOTICE_S:
                 self._noticed = monotonic()
-                log.warning("no worker has started yet: the cluster may be busy")
+                self.on_notice("no worker has started yet: the cluster may be busy")
             return False
         self._first_ready = self._first_ready or monotonic()
         # Others' jobs may hold what the rest of the workers wait for.
         is_late = monotonic() - self._first_ready > GRACE_S
-        return is_late or all(slot.failures or self.is_ready(slot) for slot in expected)
+        num_failed = sum(slot.failures > 0 and not self.is_ready(slot) for slot in self.slots)
+        return is_late or num_ready + num_failed >= min(num_expected, len(self.slots))
 
     def to_load(self, slot: Slot) -> list[str]:
         """The configurations that a worker still lacks, without those that were given up."""
@@ -84,7 +91,14 @@ class Crew:
             **({} if kind is None else {"accelerator_type": kind}),
         ).remote(self.plan.model_dump_json(), slot.number)
         self.ledger.outcome.loads += 1
+        slot.task = Task("wait", slot.actor.__ray_ready__.remote())
+
+    def open_model(self, slot: Slot) -> None:
         slot.task = Task("open", slot.actor.open.remote())
+
+    def resize(self, num: int) -> None:
+        """Let there be as many places for workers, at least."""
+        self.slots += [Slot(i) for i in range(len(self.slots), num)]
 
     def load_one(self, slot: Slot, names: list[str]) -> None:
         """Load a configuration that is known to load, or that nobody else is trying just now.
@@ -107,6 +121,7 @@ class Crew:
     def lose(self, slot: Slot, failure: Failure) -> None:
         """End a worker that failed; another takes its place, later from failure to failure."""
         slot.discard()
+        self.last_reason = failure.reason
         if not failure.is_charged:
             return
         slot.failures += 1

@@ -16,6 +16,9 @@ from optim.errors import InputError
 
 FailureKind = Literal["error", "input", "out_of_memory", "crash", "preempted", "deadline", "stall"]
 
+_NO_MEMORY = "can't allocate memory"
+"""What torch's allocator of CPU memory says, in a RuntimeError."""
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -56,7 +59,7 @@ def _of_application(error: RayTaskError) -> Failure:
         return Failure("input", reason, cause)
     # By name: the driver need not import torch to know its error.
     names = {kind.__name__ for kind in type(cause).__mro__}
-    if names & {"OutOfMemoryError", "MemoryError"}:
+    if names & {"OutOfMemoryError", "MemoryError"} or _NO_MEMORY in reason:
         return Failure("out_of_memory", f"out of memory: {reason}", cause)
     return Failure("error", f"{type(cause).__name__}: {reason}", cause)
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from cluster.plan import Plan
 
+Family = tuple[str, ...]
+"""Blocks that take about the same time per row: kind, dataset, in leases the configuration."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -30,9 +33,13 @@ class Limits:
     straggle_factor: float = 2.0
     """A block that takes longer than both is given to an idle worker as well."""
     stall_s: float = 1800.0
-    """Nothing committed for so long: the state is written down, and busy workers are replaced."""
+    """Nothing committed for so long: the state is written down."""
+    give_up_s: float = 7200.0
+    """Nothing committed for so long, and for no deadline that is longer: busy workers are
+    replaced."""
     load_s: float = 3600.0
-    """Most seconds for opening the model, and for loading a configuration."""
+    """Most seconds for opening the model, and for loading a configuration, once a worker's process
+    is there."""
 
     @classmethod
     def of(cls, plan: Plan) -> Limits:
@@ -53,14 +60,14 @@ class Durations:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self._per_row_s: dict[tuple[str, str], deque[float]] = {}
+        self._per_row_s: dict[Family, deque[float]] = {}
 
-    def note(self, family: tuple[str, str], num_rows: int, seconds: float) -> None:
+    def note(self, family: Family, num_rows: int, seconds: float) -> None:
         """`num_rows` over all cells that were run."""
         known = self._per_row_s.setdefault(family, deque(maxlen=500))
         known.append(seconds / max(1, num_rows))
 
-    def usual_s(self, family: tuple[str, str], num_rows: int) -> float | None:
+    def usual_s(self, family: Family, num_rows: int) -> float | None:
         """The 95th percentile; None before enough is known."""
         known = self._per_row_s.get(family, ())
         if len(known) < self.MIN_NUM:
@@ -68,7 +75,7 @@ class Durations:
         ordered = sorted(known)
         return ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))] * num_rows
 
-    def deadline_s(self, family: tuple[str, str], num_rows: int) -> float | None:
+    def deadline_s(self, family: Family, num_rows: int) -> float | None:
         """Most seconds that a block may take; None before that is known."""
         if self.limits.deadline_s is not None:
             return self.limits.deadline_s
@@ -77,7 +84,7 @@ class Durations:
             return None
         return max(self.limits.min_deadline_s, self.limits.deadline_factor * usual)
 
-    def straggles_after_s(self, family: tuple[str, str], num_rows: int) -> float | None:
+    def straggles_after_s(self, family: Family, num_rows: int) -> float | None:
         usual = self.usual_s(family, num_rows)
         if usual is None:
             return None

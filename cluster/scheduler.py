@@ -68,9 +68,10 @@ class Scheduler:
         self.done_before = self.outcome.cells_done
         self.ledger = Ledger(self.layout, results, self.limits, self.outcome)
         self.board = self._new_board(works, is_leased=plan.workers.schedule == "leases")
-        num_slots = min(plan.workers.count, len(works))
+        num_slots = min(plan.workers.count, self.board.num_works)
         self.crew = Crew(plan, remote_worker, self.limits, self.ledger, num_slots)
         self.started = self.last_done = monotonic()
+        self._next_dump_s = self.limits.stall_s
         self._is_starting = True
 
     def _pending(self) -> tuple[list[Work], Outcome]:
@@ -109,14 +110,16 @@ class Scheduler:
         Raises InputError where the cluster is too small, or where no configuration can be loaded.
         """
         preflight(self.plan)
-        expected = self.slots[: max(1, room_for(self.plan.workers))]
+        num_expected = max(1, room_for(self.plan.workers))
         try:
-            while not self.crew.has_started(expected):
+            while not self.crew.has_started(num_expected):
                 self._turn()
+                self._end_the_late()
         except BaseException:
             self.stop()
             raise
-        self.started = self.last_done = monotonic()
+        self.started = monotonic()
+        self._note_done()
         return [slot.facts for slot in self.slots if slot.facts is not None]
 
     def run(self) -> Outcome:
@@ -127,9 +130,15 @@ class Scheduler:
                 self.ledger.forget_earlier()
             while not self._is_over():
                 self._turn()
-                self._replace_the_late()
+                self._end_the_late()
+                self._look_for_a_stall()
                 self.on_progress(self.progress())
             self.ledger.write_failed_configurations()
+            if self.crew.is_given_up and self.num_pending:
+                self.outcome.quarantined.append(
+                    f"{self.num_pending} cells were not run, as no worker is left: "
+                    f"{self.crew.last_reason}"
+                )
         finally:
             self.stop()
         return self.outcome
@@ -224,16 +233,21 @@ class Scheduler:
         except RayError as error:
             self._failed(slot, task, classify(error))
             return
+        if task.kind == "wait":
+            self.crew.open_model(slot)
+            return
         if task.kind == "open":
             slot.facts = value
             return
         if task.kind == "load":
             self.crew.loaded(slot, task.configuration)
+            if not self.crew.is_loaded(slot):
+                return  # one that fails on the next one has done nothing yet
         elif task.work is not None:
             task.work.num_runners -= 1
             self.watch.note(task)
             self.ledger.count(task.work, value)
-            self.last_done = monotonic()
+            self._note_done()
             # Cells of one call, of which an earlier execution had committed some.
             self.ledger.recheck(task.work)
             if task.work.missing and not task.work.num_runners:
@@ -249,7 +263,7 @@ class Scheduler:
                    "block": task.work.index if task.work else None},
         )  # fmt: skip
         does_not_fit = failure.kind == "out_of_memory" and bool(slot.loaded)
-        if failure.loses_worker or task.kind == "open":
+        if failure.loses_worker or task.kind in ("wait", "open"):
             self.crew.lose(slot, failure)
         if task.kind == "run" and task.work is not None:
             self._failed_run(task.work, failure)
@@ -278,27 +292,44 @@ class Scheduler:
     def _change_to_leases(self) -> None:
         """The configurations do not fit beside each other: one at a time from now on."""
         log.warning("configurations do not fit into memory together: changing to leases")
-        works = self.board.works()
-        for slot in self.slots:
-            if slot.work is not None and slot.work.missing:
-                works.append(slot.work)
+        running = {id(slot.work): slot.work for slot in self.slots if slot.work is not None}
+        works = self.board.works() + [work for work in running.values() if work.missing]
         self.crew.clear()
         for work in works:
             work.num_runners = 0
         self.board = self._new_board(works, is_leased=True)
+        self.crew.resize(min(self.plan.workers.count, self.board.num_works))
 
     # --- watching ------------------------------------------------------------------------------
 
-    def _replace_the_late(self) -> None:
-        """End workers that are past their deadline, and all busy ones where nothing gets done."""
+    def _end_the_late(self) -> None:
+        """End workers whose call is past its deadline."""
         for slot, task, deadline_s in list(self.watch.late(self.slots)):
             self._failed(slot, task, Failure("deadline", f"not done within {deadline_s:.0f} s"))
-        if monotonic() - self.last_done > self.limits.stall_s:
-            self.last_done = monotonic()
-            write_stall(self.results.store, self.slots, self.limits.stall_s)
-            for slot in self.slots:
-                if slot.task is not None and slot.task.work is not None:
+
+    def _look_for_a_stall(self) -> None:
+        """Where nothing gets done, say what everybody does, and at last replace who is busy."""
+        silent_s = monotonic() - self.last_done
+        if silent_s <= self._next_dump_s:
+            return
+        done = self.outcome.cells_done
+        running = [slot for slot in self.slots if slot.work is not None]
+        for slot in running:
+            if slot.work is not None:
+                self.ledger.recheck(slot.work)
+        if self.outcome.cells_done > done:  # of a long block, some is committed
+            self._note_done()
+            return
+        self._next_dump_s += self.limits.stall_s
+        write_stall(self.results.store, self.slots, silent_s)
+        if silent_s > max(self.limits.give_up_s, self.watch.longest_deadline_s(running)):
+            self._note_done()
+            for slot in running:
+                if slot.task is not None:
                     self._failed(slot, slot.task, Failure("stall", "nothing was committed"))
+
+    def _note_done(self) -> None:
+        self.last_done, self._next_dump_s = monotonic(), self.limits.stall_s
 
     def progress(self) -> Progress:
         return self.ledger.progress(

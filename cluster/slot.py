@@ -10,7 +10,8 @@ import ray
 
 from cluster.board import Lease, Work
 
-TaskKind = Literal["open", "load", "run"]
+TaskKind = Literal["wait", "open", "load", "run"]
+"""`wait`: for the process itself, which may take long where there is no room for it."""
 
 
 @dataclass

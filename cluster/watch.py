@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from cluster.board import Work
 from cluster.layout import Layout
-from cluster.limits import Durations, Limits
+from cluster.limits import Durations, Family, Limits
 from cluster.slot import Slot, Task
 
 
@@ -24,13 +24,20 @@ class Watch:
         """Slots whose call is past its deadline, with the call and the deadline in seconds."""
         for slot in slots:
             task = slot.task
-            if task is not None:
-                is_run = task.work is not None
-                deadline_s = (
-                    self.durations.deadline_s(*self._size(task)) if is_run else self.limits.load_s
-                )
-                if deadline_s is not None and task.elapsed_s > deadline_s:
-                    yield slot, task, deadline_s
+            deadline_s = None if task is None else self._deadline_s(task)
+            if task is not None and deadline_s is not None and task.elapsed_s > deadline_s:
+                yield slot, task, deadline_s
+
+    def longest_deadline_s(self, slots: Sequence[Slot]) -> float:
+        """Of the calls of these slots, as far as they have one."""
+        found = [self._deadline_s(slot.task) for slot in slots if slot.task is not None]
+        return max((each for each in found if each is not None), default=0.0)
+
+    def _deadline_s(self, task: Task) -> float | None:
+        if task.work is not None:
+            return self.durations.deadline_s(*self._size(task))
+        # A process for which there is no room yet may wait as long as it takes.
+        return None if task.kind == "wait" else self.limits.load_s
 
     def straggler(self, slots: Sequence[Slot], loaded: set[str]) -> Work | None:
         """What one worker takes unusually long with, and one that has `loaded` could run too."""
@@ -46,8 +53,16 @@ class Watch:
                 return task.work
         return None
 
-    def _size(self, task: Task) -> tuple[tuple[str, str], int]:
-        """Family of a call's block, and rows over all cells that were asked for."""
+    def _size(self, task: Task) -> tuple[Family, int]:
+        """Family of a call's block, and rows over all cells that were asked for.
+
+        In leases one configuration says nothing of how long another one takes.
+        """
         assert task.work is not None
         index = task.work.index
-        return self.layout.family(index), self.layout.num_rows(index) * task.mask.bit_count()
+        name = ""
+        if task.work.round:
+            masks = self.layout.by_configuration(index).items()
+            name = next(name for name, mask in masks if mask & task.mask)
+        num_rows = self.layout.num_rows(index) * task.mask.bit_count()
+        return (*self.layout.family(index), name), num_rows

@@ -38,7 +38,7 @@ from cluster.rows import (
 from cluster.run_metrics import WorkerMetrics
 from cluster.sampling import SamplingParams
 from optim.errors import InputError, SequenceError
-from optim.model import LanguageModel
+from optim.model import LanguageModel, fingerprint
 from optim.registry import Optimization, apply_all, optimization
 
 log = run_logger("optrial.worker")
@@ -76,9 +76,19 @@ class Worker:
 
         Raises InputError where the model cannot be used.
         """
-        self.base = load_source(
-            self.plan.model if self._cache is None else self._cache.model(self.plan.model)
-        )
+        source = self.plan.model
+        if self._cache is not None:
+            source = self._cache.model(source)
+        # Read once more, and from then on in the page cache: other weights on one node would lie
+        # under the keys of those that were planned with.
+        if source.fingerprint not in ("", fingerprint(source.path, revision=source.revision)):
+            raise InputError(
+                "the model is not the one that the trial was planned with",
+                source=source.path,
+                field="model",
+                mend="Leave its files alone while a trial runs, and let all nodes see the same",
+            )
+        self.base = load_source(source)
         self.base_tokenizer = self.base.tokenizer
         if self.base.device.type == "cuda":
             self.device = torch.cuda.get_device_name(self.base.device)

@@ -29,6 +29,12 @@ def preempted() -> ActorDiedError:
     return error
 
 
+def _no_cpu_memory() -> RuntimeError:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 55, dtype=torch.uint8)
+    return caught.value
+
+
 @pytest.mark.parametrize(
     ("error", "kind", "loses_worker", "is_charged"),
     [
@@ -36,6 +42,7 @@ def preempted() -> ActorDiedError:
         (raised(ValueError()), "error", False, True),
         (raised(torch.OutOfMemoryError("CUDA out of memory")), "out_of_memory", True, True),
         (raised(MemoryError()), "out_of_memory", True, True),
+        (raised(_no_cpu_memory()), "out_of_memory", True, True),
         (raised(InputError("bad", field="x")), "input", False, True),
         (raised(StorageFull("/x", "No space left")), "input", False, True),
         (OutOfMemoryError("killed"), "out_of_memory", True, True),

@@ -16,6 +16,7 @@ from cluster.plan import ModelSource, OptimizationSettings, WorkerResources
 from cluster.results import Results
 from cluster.worker import Worker
 from optim.errors import InputError
+from optim.model import fingerprint
 
 
 def _copy(words: tuple[str, str]) -> int:
@@ -40,15 +41,27 @@ def test_a_worker_loads_from_the_copy(tmp_path: Path, tiny_model_folder: Path) -
     plan, results = prepare(
         tmp_path, tiny_model_folder, workers=WorkerResources(cpus=1, node_cache=str(cache))
     )
-    model = ModelSource(path=str(tiny_model_folder), fingerprint="a" * 64)
+    model = ModelSource(
+        path=str(tiny_model_folder), fingerprint=fingerprint(str(tiny_model_folder))
+    )
     plan = plan.model_copy(update={"model": model})
     worker = Worker(plan.model_dump_json(), 0)
     worker.load()
     assert worker.base is not None
-    assert worker.base.model.config._name_or_path == str(cache / ("a" * 32))
+    assert worker.base.model.config._name_or_path == str(cache / model.fingerprint[:32])
     for block in plan.blocks():
         worker.run(block.model_dump_json(), [cell.key for cell in block.cells])
     assert list(Results(results.output).verify()) == []
+
+
+def test_another_model_than_the_planned_one_is_refused(
+    tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    plan, _ = prepare(tmp_path, tiny_model_folder)
+    model = ModelSource(path=str(tiny_model_folder), fingerprint="a" * 64)
+    plan = plan.model_copy(update={"model": model})
+    with pytest.raises(InputError, match="not the one that the trial was planned with"):
+        Worker(plan.model_dump_json(), 0).open()
 
 
 def test_only_folders_with_a_known_content_are_copied(tmp_path: Path) -> None:

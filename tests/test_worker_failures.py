@@ -19,7 +19,9 @@ from faulty_worker import RemoteFaulty, events, pids, set_fault
 from sound_results import require_sound
 
 from benchmarks.simulated import prepared, simulated_plan
+from cluster.board import Work
 from cluster.failures import Failure
+from cluster.layout import Layout
 from cluster.ledger import QUARANTINE
 from cluster.limits import Limits
 from cluster.outcome import Outcome
@@ -27,6 +29,7 @@ from cluster.plan import Plan, WorkerResources
 from cluster.results import Results
 from cluster.scheduler import Scheduler
 from cluster.slot import Slot, Task
+from cluster.watch import Watch
 from optim.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -223,11 +226,12 @@ def test_an_idle_worker_takes_what_another_is_slow_with(tmp_path: Path) -> None:
 def test_where_nothing_is_committed_the_state_is_written_down(tmp_path: Path) -> None:
     plan = simulated_plan(tmp_path, num_shards=2)
     set_fault(plan, "once-hang")
-    _, outcome = run(plan, Limits(stall_s=8.0, straggle_s=1e9))
+    _, outcome = run(plan, Limits(stall_s=4.0, give_up_s=8.0, straggle_s=1e9))
     assert outcome.is_complete
     assert outcome.failures == {"stall": 1}
-    (name,) = Results(plan.output).store.list("_logs")
-    dump = json.loads(Results(plan.output).store.read(name))
+    names = Results(plan.output).store.list("_logs")
+    assert len(names) >= 2
+    dump = json.loads(Results(plan.output).store.read(names[0]))
     assert dump["workers"][0]["task"] == "run"
     require_sound(plan, Results(plan.output))
 
@@ -240,3 +244,68 @@ def test_fewer_workers_than_wanted_are_enough_to_begin(tmp_path: Path) -> None:
     assert outcome.is_complete
     assert sum(slot.number < 2 for slot in scheduler.slots) == 2
     assert events(plan)["open"] == 2
+
+
+def test_a_worker_that_takes_the_room_of_another_is_enough(tmp_path: Path) -> None:
+    """There is room for one of two; the first dies in its load, and the other gets its place."""
+    plan = simulated_plan(tmp_path, num_shards=4, workers=WorkerResources(count=2, cpus=3))
+    set_fault(plan, "once-load-kill-baseline")
+    _, outcome = run(plan)
+    assert outcome.is_complete
+    assert events(plan)["run"] == 4
+
+
+def test_workers_that_can_never_load_again_end_the_run(tmp_path: Path) -> None:
+    plan = simulated_plan(tmp_path, num_shards=6, configurations=ARMS, latency_s=0.1)
+    results = prepared(plan)
+    scheduler = Scheduler(plan, results, remote_worker=RemoteFaulty, limits=QUICK)
+    scheduler.start()
+    set_fault(plan, "load-raise-other")
+    set_fault(plan, "once-kill")
+    outcome = scheduler.run()
+    assert not outcome.is_complete
+    assert outcome.loads <= 1 + QUICK.max_worker_failures
+    (reason,) = outcome.quarantined
+    assert "as no worker is left" in reason
+    assert "no other here" in reason
+    require_sound(plan, results, is_complete=False)
+
+
+def test_a_long_block_that_commits_is_no_stall(tmp_path: Path) -> None:
+    plan = simulated_plan(tmp_path, num_shards=1, configurations=ARMS, latency_s=5.0)
+    _, outcome = run(plan, Limits(stall_s=12.5, give_up_s=12.5, straggle_s=1e9))
+    assert outcome.is_complete
+    assert outcome.failures == {}
+    assert Results(plan.output).store.list("_logs") == []
+
+
+def test_leases_have_as_many_workers_as_there_is_work_for(tmp_path: Path) -> None:
+    workers = WorkerResources(count=3, schedule="leases")
+    plan = simulated_plan(tmp_path, num_shards=1, configurations=ARMS, workers=workers)
+    scheduler, outcome = run(plan)
+    assert len(scheduler.slots) == 3
+    assert outcome.is_complete
+
+
+def test_what_two_workers_run_is_taken_once_when_leases_begin(tmp_path: Path) -> None:
+    plan = simulated_plan(tmp_path, num_shards=1, configurations=ARMS, workers=TWO)
+    scheduler = Scheduler(plan, prepared(plan), remote_worker=RemoteFaulty, limits=QUICK)
+    scheduler.crew.resize(2)
+    (work,) = scheduler.board.works()
+    scheduler.board.leases[0].works.clear()
+    for slot in scheduler.slots:
+        slot.task = Task("run", None, work=work, mask=work.missing)
+    scheduler._change_to_leases()
+    assert sorted(each.missing for each in scheduler.board.works()) == [1, 2, 4]
+
+
+def test_in_leases_each_configuration_has_a_deadline_of_its_own(tmp_path: Path) -> None:
+    plan = simulated_plan(tmp_path, num_shards=1, configurations=ARMS)
+    watch = Watch(Layout(plan), Limits(min_deadline_s=1.0))
+    slow, quick = (Task("run", None, work=Work(0, mask, round=1), mask=mask) for mask in (1, 2))
+    slow.started = quick.started = monotonic() - 40
+    for _ in range(3):
+        watch.note(quick)
+    slow.started = quick.started = monotonic() - 1000
+    late = [task for _, task, _ in watch.late([Slot(0, task=slow), Slot(1, task=quick)])]
+    assert late == [quick]
