@@ -7,7 +7,7 @@ its bytes. What was found is kept for the process, and for large results in `_ve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 import pyarrow as pa
@@ -78,9 +78,13 @@ class Checked:
             self._keep()
         return problems
 
-    def remember(self, entry: Entry, sha256: str) -> None:
-        """Take a file as sound, by whoever has just written it."""
-        self._seen[entry.name] = (entry.num_bytes, entry.version, sha256)
+    def take_over(self, covered: Iterable[str], written: Mapping[Entry, str]) -> None:
+        """Take files as sound that were just written, in the place of those that they cover."""
+        for name in covered:
+            self._seen.pop(name, None)
+        for entry, sha256 in written.items():
+            self._seen[entry.name] = (entry.num_bytes, entry.version, sha256)
+        self._keep()
 
     def _check(self, entry: Entry, seals: Sequence[Seal]) -> tuple[str, str | None]:
         try:

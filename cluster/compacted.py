@@ -141,4 +141,7 @@ class Compacted:
                 stale.add(known.key)
                 fresh.append(part)
         stale |= {each.key for name, each in covered.items() if name not in names}
+        # A key of which two parts were copied, one of them no cell: all its rows are read anew.
+        known_fresh = {part.name for part in fresh}
+        fresh += [p for p in parts if p.key in stale and p.name not in known_fresh]
         return Split(tuple(fresh), frozenset(stale))

@@ -88,9 +88,8 @@ class _Run:
             for block in results.plan().blocks()
             for cell in block.cells
         }
-        every = [part for kind in KINDS for part in results.parts(kind)]
-        self.parts = [part for part in every if part.key in self.places]
-        self.num_skipped = len(every) - len(self.parts)
+        self.parts, foreign = results.cell_parts()
+        self.num_skipped = len(foreign)
         self.old = self._old(full)
         self.split = self._split()
 
@@ -131,8 +130,8 @@ class _Run:
                 source=self.results.output,
                 mend="Let one at a time run",
             )
-        for file in made.all_files:
-            self.checked.remember(made.entries[file.name], file.sha256)
+        written = {made.entries[file.name]: file.sha256 for file in made.all_files}
+        self.checked.take_over(made.covered, written)
         self._remove_older(made)
         return self._report(made, self.num_to_read)
 

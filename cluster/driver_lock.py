@@ -22,7 +22,9 @@ from datetime import UTC, datetime
 
 import psutil
 
+from cluster.creation import create_alone
 from cluster.storage import Store
+from optim.errors import InputError
 
 LOCK_FILE = "driver.lock"
 JOINED_FILE = "driver.joined"
@@ -30,7 +32,8 @@ JOINED_FILE = "driver.joined"
 BEAT_S = 10.0
 STALE_S = 60.0
 _CONFIRM_S = BEAT_S + 2.0
-"""How long a silent lock of another machine is watched: its clock may differ from this one's."""
+"""How long a lock is watched whose times say nothing: another machine's clock may differ from this
+one's, and a clock may have been set since."""
 
 _COMPANY_S = 1.0
 
@@ -72,6 +75,12 @@ class Holder:
         return time.time() - self.beat_at
 
     @property
+    def is_quiet(self) -> bool:
+        """Whether it may be dead by its times: long not renewed, or renewed in the future, which
+        shows a clock that differs, and so nothing of when it was."""
+        return not -BEAT_S < self.silent_s < STALE_S
+
+    @property
     def text(self) -> str:
         return f"process {self.pid} on {self.host}, since {self.started_at}"
 
@@ -103,7 +112,7 @@ def read_holder(store: Store) -> Holder | None:
 def require_free(store: Store, output: str) -> None:
     """LockedError where a driver that seems alive holds the lock; changes nothing."""
     holder = read_holder(store)
-    if holder is not None and not holder.is_gone and holder.silent_s < STALE_S:
+    if holder is not None and not holder.is_gone and not holder.is_quiet:
         raise LockedError(output, holder)
 
 
@@ -157,8 +166,8 @@ class DriverLock:
         self._looked_for_company = time.monotonic()
         try:
             return self.store.exists(JOINED_FILE)
-        except OSError:
-            return False
+        except (OSError, InputError):
+            return False  # object stores fail by InputError: seen the next time, or not at all
 
     def release(self) -> None:
         """Give the lock up, if it is still ours. May be called again."""
@@ -173,14 +182,14 @@ class DriverLock:
             if holder is not None and holder.id == self._own.id:
                 self.store.delete(JOINED_FILE)
                 self.store.delete(LOCK_FILE)
-        except OSError as error:
+        except (OSError, InputError) as error:
             log.warning("the driver's lock could not be released", extra={"reason": str(error)})
 
     # --- taking it ------------------------------------------------------------------------------
 
     def _try(self, on_stage: OnStage) -> bool:
         """Whether it is ours now."""
-        if self.store.create(LOCK_FILE, self._beaten()):
+        if create_alone(self.store, LOCK_FILE, self._beaten()):
             self.is_held = True
             return True
         holder = read_holder(self.store)
@@ -194,9 +203,9 @@ class DriverLock:
     def _is_dead(self, holder: Holder, on_stage: OnStage) -> bool:
         if holder.is_gone:
             return True
-        if holder.silent_s < STALE_S:
+        if not holder.is_quiet:
             return False
-        if holder.host == self._own.host or holder.host == "?":
+        if holder.silent_s > 0 and holder.host in (self._own.host, "?"):
             return True  # one clock: it is silent for as long as it seems
         on_stage(f"nothing was heard from {holder.text}; waiting {_CONFIRM_S:.0f} s for it")
         self._ended.wait(_CONFIRM_S)
@@ -224,7 +233,7 @@ class DriverLock:
             since = float(self.store.read(marker))
         except (FileNotFoundError, ValueError):
             return
-        if time.time() - since > BEAT_S:
+        if abs(time.time() - since) > BEAT_S:
             self.store.delete(marker)
         else:
             self._ended.wait(0.2)
@@ -269,18 +278,24 @@ def driving(
     LockedError where another driver holds it and `joins` is False.
     """
     lock = DriverLock(store, output)
-    can_be_written = True
     try:
-        (lock.join if joins else lock.acquire)(on_stage)
-    except OSError as error:
-        # Results that are complete may lie where nobody can write; what has to be written will say
-        # so itself.
-        log.warning("no lock", extra={"reason": str(error)})
-        can_be_written = False
-    try:
-        yield lock if can_be_written else None
+        yield lock if _can_take(lock.join if joins else lock.acquire, on_stage) else None
     finally:
         lock.release()
+
+
+def _can_take(take: Callable[[OnStage], None], on_stage: OnStage) -> bool:
+    """Take a lock; False where the place admits no writing."""
+    try:
+        take(on_stage)
+    except (OSError, InputError) as error:
+        # Results that are complete may lie where nobody can write; what has to be written will say
+        # so itself. What is full, unreachable or not there at all is no such place.
+        if not isinstance(error, OSError) and not isinstance(error.__cause__, PermissionError):
+            raise
+        log.warning("no lock", extra={"reason": str(error)})
+        return False
+    return True
 
 
 def _pid_namespace() -> str:

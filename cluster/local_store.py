@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from cluster.store import NO_ROOM, Entry, StorageFull
+from cluster.store import NO_ROOM, Entry, StorageFull, StorageRefused
 
 _REFUSED = frozenset(
     {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK}
@@ -50,7 +50,7 @@ class LocalStore:
 
     def create(self, name: str, data: bytes) -> bool:
         target = self.root / name
-        with self._room():
+        with self._clearly():
             temporary = self._write_temporary(data)
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -62,21 +62,32 @@ class LocalStore:
         return created
 
     def replace(self, name: str, data: bytes) -> None:
-        with self.writing(name) as file:
-            file.write(data)
+        target = self.root / name
+        with self._clearly():
+            temporary = self._write_temporary(data)
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(temporary, target)
+            finally:
+                temporary.unlink(missing_ok=True)
 
     @contextmanager
     def writing(self, name: str) -> Iterator[IO[bytes]]:
         target = self.root / name
         with self._room():
-            temporary = self._temporary()
+            with self._clearly():
+                temporary = self._temporary()
+                opened = temporary.open("xb")
             try:
-                with temporary.open("xb") as file:
+                with opened as file:
+                    # Whoever writes reads other files meanwhile: their errors are not this one's.
                     yield file
-                    file.flush()
-                    _sync(file.fileno())
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(temporary, target)
+                    with self._clearly():
+                        file.flush()
+                        _sync(file.fileno())
+                with self._clearly():
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(temporary, target)
             finally:
                 temporary.unlink(missing_ok=True)
 
@@ -112,7 +123,7 @@ class LocalStore:
 
     def move(self, name: str, target: str) -> bool:
         place = self.root / target
-        with self._room():
+        with self._clearly():
             place.parent.mkdir(parents=True, exist_ok=True)
             try:
                 os.rename(self.root / name, place)
@@ -121,7 +132,8 @@ class LocalStore:
         return True
 
     def delete(self, name: str) -> None:
-        (self.root / name).unlink(missing_ok=True)
+        with self._clearly():
+            (self.root / name).unlink(missing_ok=True)
 
     def delete_folder(self, folder: str) -> None:
         shutil.rmtree(self.root / folder, ignore_errors=True)
@@ -230,6 +242,18 @@ class LocalStore:
             if error.errno in NO_ROOM:
                 raise StorageFull(self.url, error.strerror or str(error)) from error
             raise
+
+    @contextmanager
+    def _clearly(self) -> Iterator[None]:
+        """An error that a person can mend, and that is of the results and not of one cell."""
+        with self._room():
+            try:
+                yield
+            except OSError as error:
+                if error.errno in NO_ROOM:
+                    raise
+                reason = error.strerror or str(error)
+                raise StorageRefused(self.url, reason, error.errno) from error
 
 
 def _entry(name: str, found: os.stat_result) -> Entry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,12 +11,17 @@ from cluster.checked import Checked, refuse
 from cluster.compacted import Compacted
 from cluster.parts import KINDS, Part
 from cluster.plan import Kind
+from cluster.prompt_file import FROM_A_COPY
 from cluster.receipts import Receipts, Seal
 from cluster.storage import Entry
 from optim.errors import InputError
 
 if TYPE_CHECKING:
     from cluster.results import Results
+
+log = logging.getLogger("optrial.results")
+_SAID: set[tuple[str, tuple[str, ...]]] = set()
+"""Places, and what of them was said to be left out: once in each process."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,8 @@ class Readable:
     stale: frozenset[str]
     """Keys of cells whose compacted rows do not count."""
     prompts: tuple[str, ...]
+    foreign: tuple[str, ...] = ()
+    """Files that are named as parts and are no cells of the trial: they are left out."""
 
     def names(self, kind: Kind) -> tuple[list[str], list[str]]:
         """Compacted files, and parts."""
@@ -41,20 +49,34 @@ class Readable:
 
 
 def readable(results: Results) -> Readable:
-    """Find what to read. Raises InputError that names what is damaged, and the mend.
+    """Find what to read. Raises InputError that names what is damaged or absent, and the mend.
 
-    Costs a listing, and hashing what was not hashed before.
+    Costs a listing, the keys of the plan's cells, and hashing what was not hashed before. Parts
+    that are no cells of the trial are left out, which is logged.
     """
     checked = Checked(results.store)
     compacted = sound_generation(results, checked)
-    parts = [part for kind in KINDS for part in results.parts(kind)]
+    parts, others = results.cell_parts()
+    foreign = tuple(part.name for part in others)
+    _say(results, foreign)
     stale: frozenset[str] = frozenset()
     if compacted is not None:
         split = compacted.split(parts, lambda part: part_sha256(results, checked, part))
         parts, stale = list(split.fresh), split.stale
     check_parts(results, checked, parts)
     by_kind = {kind: tuple(p for p in parts if p.kind == kind) for kind in KINDS}
-    return Readable(compacted, by_kind, stale, _prompts(results, checked))
+    return Readable(compacted, by_kind, stale, _prompts(results, checked), foreign)
+
+
+def _say(results: Results, foreign: tuple[str, ...]) -> None:
+    if not foreign or (results.output, foreign) in _SAID:
+        return
+    _SAID.add((results.output, foreign))
+    log.warning(
+        "%s: %d parts are no cells of this trial and are left out (%s%s). "
+        "`optrial verify %s --repair` sets them aside",
+        results.output, len(foreign), foreign[0], ", …" if len(foreign) > 1 else "", results.output,
+    )  # fmt: skip
 
 
 def check_parts(results: Results, checked: Checked, parts: Sequence[Part]) -> None:
@@ -91,11 +113,20 @@ def sound_generation(results: Results, checked: Checked) -> Compacted | None:
 
 def _prompts(results: Results, checked: Checked) -> tuple[str, ...]:
     names = results.prompt_files()
-    entries = [entry for name in names if (entry := results.store.entry(name)) is not None]
+    entries = []
+    for name in names:
+        entry = results.store.entry(name)
+        if entry is None:
+            raise InputError(
+                "the prompts as run are not there",
+                source=results.store.path(name),
+                mend=FROM_A_COPY,
+            )
+        entries.append(entry)
     for name, problem in checked.faults(entries, dict):
         raise InputError(
             f"the prompts are not what was run: {problem}",
             source=results.store.path(name),
-            mend="Take the file from a copy of the results",
+            mend=FROM_A_COPY,
         )
     return tuple(entry.name for entry in entries)

@@ -3,7 +3,7 @@
 ```
 <output>/manifest.json                                   the plan, versions, hardware
          inputs/prompts.parquet                          the prompts as run
-         extensions/<number>.json  inputs/prompts-<number>.parquet    what was added later
+         extensions/<number>.json  inputs/prompts-<number>-<sha256>.parquet  what was added later
          generations/configuration=c-<name>/part-<key>.parquet
          likelihoods/configuration=c-<name>/part-<key>.parquet
          tables/                                         derived, rebuildable
@@ -25,7 +25,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
+from cluster.creation import create_alone
 from cluster.parts import (
     CELL_FACTS,
     KINDS,
@@ -33,12 +35,15 @@ from cluster.parts import (
     Part,
     added_prompts,
     encode_part,
+    encode_table,
     facts_of,
     part_name,
     part_of,
     write_prompts,
 )
 from cluster.plan import Cell, Kind, Plan
+from cluster.planned_parts import planned
+from cluster.prompt_file import FROM_A_COPY, read_prompts
 from cluster.quarantine import SUCCESS, Fault, set_aside
 from cluster.receipts import Receipt, Receipts, write_receipt
 from cluster.schema import schema
@@ -97,10 +102,20 @@ class Results:
         Rows of `prompts` come after those that there are.
         """
         number = len(self._extension_names()) + 1
+        file = None
         if prompts:
-            write_prompts(self.store, prompts, added_prompts(number))
-        text = plan.model_dump_json(indent=1)
-        return self.store.create(f"{EXTENSIONS}/{number:04}.json", text.encode())
+            table = pa.Table.from_pylist([dict(row) for row in prompts], schema=schema("prompts"))
+            data = encode_table(table)
+            # Named by its bytes: of two who add at once, neither writes over the other's prompts.
+            digest = hashlib.sha256(data).hexdigest()[:16]
+            file = f"{added_prompts(number).removesuffix('.parquet')}-{digest}.parquet"
+            self.store.replace(file, data)
+        text = f'{{"plan": {plan.model_dump_json(indent=1)},\n"prompts": {json.dumps(file)}}}'
+        name = f"{EXTENSIONS}/{number:04}.json"
+        is_first = create_alone(self.store, name, text.encode())
+        if not is_first and file is not None and file != self._extension(name)[1]:
+            self.store.delete(file)
+        return is_first
 
     def sweep(self, older_than_s: float = _SWEEP_AFTER_S) -> int:
         """Delete what killed writers left in `_tmp/`; returns how many files. For a run's start.
@@ -123,33 +138,61 @@ class Results:
             ) from error
         except ValueError as error:
             raise InputError(
-                f"not valid JSON: {error}", source=self.store.path(MANIFEST)
+                f"not valid JSON: {error}", source=self.store.path(MANIFEST), mend=FROM_A_COPY
             ) from error
         if not isinstance(loaded, dict) or "plan" not in loaded:
-            raise InputError("there is no plan in it", source=self.store.path(MANIFEST))
+            raise InputError(
+                "there is no plan in it", source=self.store.path(MANIFEST), mend=FROM_A_COPY
+            )
         return loaded
 
     def plan(self) -> Plan:
         """The plan with all that was added to it later."""
-        first = self.manifest()["plan"]
+        first = self._first_plan()
         extended = self.extensions()
-        return extended[-1] if extended else Plan.model_validate(first)
+        return extended[-1] if extended else first
 
     def extensions(self) -> list[Plan]:
         """The plans that each extension left, the first one first."""
-        return [Plan.model_validate_json(self.store.read(name)) for name in self._extension_names()]
+        return [self._extension(name)[0] for name in self._extension_names()]
+
+    def _first_plan(self) -> Plan:
+        return _plan_of(self.manifest()["plan"], self.store.path(MANIFEST))
+
+    def _extension(self, name: str) -> tuple[Plan, str | None]:
+        """An extension's plan, and the file of the prompts that came with it, if any did."""
+        source = self.store.path(name)
+        try:
+            loaded = json.loads(self.store.read(name))
+        except ValueError as error:
+            raise InputError(f"not valid JSON: {error}", source=source, mend=FROM_A_COPY) from error
+        if isinstance(loaded, dict) and "plan" in loaded:
+            return _plan_of(loaded["plan"], source), loaded.get("prompts")
+        # Older results: the plan alone, and prompts in the file of the extension's number.
+        number = int(name.rpartition("/")[2].removesuffix(".json"))
+        return _plan_of(loaded, source), added_prompts(number)
 
     def _extension_names(self) -> list[str]:
         return sorted(name for name in self.store.list(EXTENSIONS) if name.endswith(".json"))
 
     def parts(self, kind: Kind) -> list[Part]:
-        """Every committed part of a kind, by name."""
+        """Every file of a kind that is named as a part, by name; `cell_parts` are the trial's."""
         found = (part_of(kind, entry) for entry in self.store.entries(kind))
         return [part for part in found if part is not None]
 
+    def cell_parts(self) -> tuple[list[Part], list[Part]]:
+        """The parts of both kinds that are cells of the trial, and those that are none.
+
+        All are the trial's as long as there is no manifest.
+        """
+        parts = [part for kind in KINDS for part in self.parts(kind)]
+        if not self.store.exists(MANIFEST):
+            return parts, []
+        return planned(self.plan(), parts)
+
     def committed_keys(self) -> set[str]:
         """Keys of all committed cells, sound or not: one listing."""
-        return {part.key for kind in KINDS for part in self.parts(kind)}
+        return {part.key for part in self.cell_parts()[0]}
 
     def sound_keys(self, *, set_aside_others: bool = False) -> set[str]:
         """Keys of the cells that a resumed run need not do again: two listings.
@@ -157,7 +200,7 @@ class Results:
         A part counts whose size is that of its receipt (`cluster.soundness`). The others are moved
         to `_quarantine/` where that is asked for, so that their cells can be committed again.
         """
-        parts = [part for kind in KINDS for part in self.parts(kind)]
+        parts, _ = self.cell_parts()
         receipts = Receipts(self.store)
         faults = unsound(self.store, parts, receipts)
         if set_aside_others:
@@ -175,25 +218,34 @@ class Results:
 
     def read(self, kind: Kind, columns: list[str] | None = None) -> pa.Table:
         """All rows of a kind. Memory grows with rows: for large trials ask `jobs.query`."""
-        tables = [self.read_part(part, columns) for part in self.parts(kind)]
+        parts, _ = self.cell_parts()
+        tables = [self.read_part(part, columns) for part in parts if part.kind == kind]
         if tables:
             return pa.concat_tables(tables)
         empty = schema(kind).insert(0, pa.field("configuration", pa.string())).empty_table()
         return empty.select(["configuration", *columns]) if columns else empty
 
     def prompt_files(self) -> list[str]:
-        """Where the prompts as run are: those of the trial, then those that were added."""
-        added = [added_prompts(number) for number in range(1, len(self._extension_names()) + 1)]
-        return [name for name in (PROMPTS_FILE, *added) if self.store.exists(name)]
+        """Where the prompts as run must be: those of the trial, then those that were added."""
+        files, before = [PROMPTS_FILE], _num_prompts(self._first_plan())
+        for name in self._extension_names():
+            plan, file = self._extension(name)
+            if file is not None and _num_prompts(plan) > before:
+                files.append(file)
+            before = _num_prompts(plan)
+        return files
 
     def prompts(self) -> pa.Table:
-        files = self.prompt_files() or [PROMPTS_FILE]
-        sources = (pa.BufferReader(self.store.read(name)) for name in files)
-        return pa.concat_tables(pq.read_table(each, schema=schema("prompts")) for each in sources)
+        """All prompts as run. InputError where a file of them is absent or damaged."""
+        return pa.concat_tables(self.prompts_in(name) for name in self.prompt_files())
+
+    def prompts_in(self, name: str) -> pa.Table:
+        """Those of one file. Raises as `prompts` does."""
+        return read_prompts(self.store, name)
 
     def cells(self, kind: Kind = "generations") -> list[dict[str, Any]]:
         """The facts of every committed cell, read from the footers."""
-        return [self.cell_facts(part) for part in self.parts(kind)]
+        return [self.cell_facts(part) for part in self.cell_parts()[0] if part.kind == kind]
 
     def cell_facts(self, part: Part) -> dict[str, Any]:
         if isinstance(self.store, LocalStore):
@@ -208,3 +260,22 @@ class Results:
         A missing receipt is rebuilt where the part reads clean: page checksums decide.
         """
         return Verification(self).faults()
+
+
+def _num_prompts(plan: Plan) -> int:
+    return sum(dataset.num_prompts for dataset in plan.datasets)
+
+
+def _plan_of(value: object, source: str) -> Plan:
+    """The plan that a file holds; InputError that names it where it is none."""
+    try:
+        return Plan.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(["plan", *map(str, first["loc"])])
+        raise InputError(
+            f"not a plan of this version of Optrial: {first['msg']}",
+            source=source,
+            field=where,
+            mend="Use the version that made the results, or take the file from a copy of them",
+        ) from error

@@ -6,10 +6,11 @@ import os
 
 from cluster.local_store import LocalStore
 from cluster.object_store import ObjectStore
-from cluster.store import Entry, StorageFull, StorageUnreachable, Store
+from cluster.store import Entry, StorageFull, StorageRefused, StorageUnreachable, Store
 
 __all__ = [
-    "Entry", "LocalStore", "ObjectStore", "StorageFull", "StorageUnreachable", "Store",
+    "Entry", "LocalStore", "ObjectStore", "StorageFull", "StorageRefused", "StorageUnreachable",
+    "Store",
     "open_store",
 ]  # fmt: skip
 

@@ -41,6 +41,31 @@ class StorageFull(InputError):
         return StorageFull, (self.where, self.reason)
 
 
+class StorageRefused(InputError, OSError):
+    """A file system did not write: read-only, no permission, gone, or a fault of the device.
+
+    An OSError too, for whoever can do without what was to be written.
+    """
+
+    def __init__(self, where: str, reason: str, number: int | None) -> None:
+        InputError.__init__(
+            self,
+            f"cannot be written: {reason}",
+            source=where,
+            field="output",
+            mend="See to it that every node can write there, and run the same command again: what "
+            "is committed is kept",
+        )
+        self.where, self.reason = where, reason
+        self.errno, self.strerror = number, reason
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # OSError's own would be the number and the reason
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return StorageRefused, (self.where, self.reason, self.errno)
+
+
 class StorageUnreachable(InputError):
     """An object store did not answer, after all retries."""
 
@@ -82,7 +107,8 @@ class Store(Protocol):
     def create(self, name: str, data: bytes) -> bool:
         """Put a new file atomically; False, and nothing changed, where the name is taken.
 
-        Raises StorageFull where there is no room.
+        Raises StorageFull where there is no room, and StorageRefused or StorageUnreachable where
+        nothing can be written.
         """
         ...
 

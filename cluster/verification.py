@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -57,6 +57,7 @@ class Verification:
         """Parts whose receipt was missing and is there again, as their page checksums are right."""
         self._receipts = Receipts(self.store)
         self._prompts: dict[str, pa.Array] = {}
+        self._candidates: dict[str, pa.Array] = {}
 
     def faults(self) -> Iterator[Fault]:
         """What is wrong. Every part is read; parts stay as they are."""
@@ -135,7 +136,7 @@ class Verification:
             if column in table.column_names and not _is_all(table[column], value):
                 return f"has rows whose {column} is not {value}"
         ids = table["prompt_id"].to_pylist() if "prompt_id" in table.column_names else []
-        keys = ids
+        keys: list[Any] = ids
         if "candidate" in table.column_names:
             keys = list(zip(ids, table["candidate"].to_pylist(), strict=True))
         if len(set(keys)) != len(keys):
@@ -146,20 +147,46 @@ class Verification:
         asked = prompts[cell.start : cell.stop].to_pylist()
         if cell.kind == "generations" and sorted(ids) != sorted(asked):
             return "has other prompts than its cell"
-        return None if set(ids) <= set(asked) else "has other prompts than its cell"
+        if not set(ids) <= set(asked):
+            return "has other prompts than its cell"
+        if cell.kind == "likelihoods" and "candidate" in table.column_names:
+            candidates = self._candidates[cell.dataset][cell.start : cell.stop].to_pylist()
+            scored = {(i, c) for i, cs in zip(asked, candidates, strict=True) for c in cs}
+            if set(keys) != scored:
+                return (
+                    f"has {len(keys)} rows, which are not one for each of the {len(scored)} "
+                    "targets and choices of its prompts"
+                )
+        return None
 
     def _prompt_faults(self) -> Iterator[Fault]:
         for name in self.results.prompt_files():
-            problem = page_fault(pa.BufferReader(self.store.read(name)))
+            try:
+                problem = page_fault(pa.BufferReader(self.store.read(name)))
+            except FileNotFoundError:
+                yield Fault(
+                    name, "missing: the prompts as run. Take the file from a copy", "missing"
+                )
+                continue
             if problem is not None:
                 yield Fault(name, f"the prompts as run: {problem}. Take the file from a copy")
-                return
-        if not self.results.prompt_files():
-            return
-        table = self.results.prompts().select(["dataset", "row", "prompt_id"])
+                continue
+            self._take_prompts(self.results.prompts_in(name))
+
+    def _take_prompts(self, table: pa.Table) -> None:
+        """Keep the ids, and which candidates have a likelihood: -1 is the target."""
         for dataset in pc.unique(table["dataset"]).to_pylist():
             of_it = table.filter(pc.equal(table["dataset"], dataset)).sort_by("row")
             self._prompts[dataset] = of_it["prompt_id"].combine_chunks()
+            columns = of_it.select(["target", "choices", "error"])
+            self._candidates[dataset] = pa.concat_arrays(
+                [
+                    pa.array(
+                        [_candidates(**row) for row in batch.to_pylist()], pa.list_(pa.int32())
+                    )
+                    for batch in columns.to_batches(max_chunksize=10_000)
+                ]
+            )
 
     def _derived_faults(self) -> Iterator[Fault]:
         compacted = Compacted.current(self.store)
@@ -176,6 +203,13 @@ _IDENTITY: dict[Kind, tuple[str, ...]] = {
     "generations": ("cell", "dataset", "seed", "prompt_id"),
     "likelihoods": ("cell", "dataset", "prompt_id", "candidate"),
 }
+
+
+def _candidates(target: str | None, choices: list[str] | None, error: str | None) -> list[int]:
+    """Of a prompt: what the worker asks the model for likelihoods of."""
+    if error is not None:
+        return []
+    return [index for index, text in ((-1, target), *enumerate(choices or [])) if text]
 
 
 def _wanted(plan: Plan) -> dict[str, _Wanted]:

@@ -17,9 +17,10 @@ from rich.console import Console
 
 from cluster.driver_lock import LockedError
 from cluster.redaction import strike_out_credentials
-from jobs.answer_commands import AcceptCodeChange, Join, NewRun, register
+from jobs.answer_commands import register
 from jobs.console import console
 from jobs.ray_session import left_at_once_when_terminated
+from jobs.run_options import AcceptCodeChange, Join, NewRun
 from jobs.storage_commands import register as register_storage
 from jobs.submit_command import register as register_submission
 from jobs.watch_command import watch

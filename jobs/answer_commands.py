@@ -15,24 +15,9 @@ from rich.text import Text
 from jobs.console import console
 from jobs.explanation import Paragraph
 from jobs.replay_command import register as register_replay
+from jobs.run_options import AcceptCodeChange, Join, NewRun
 from jobs.settle_command import settle
 from optim.errors import InputError
-
-NewRun = Annotated[
-    bool,
-    typer.Option(
-        "--new-run", help="Where the output holds another trial, write to OUTPUT-2, -3, …"
-    ),
-]
-AcceptCodeChange = Annotated[
-    bool,
-    typer.Option(
-        "--accept-code-change", help="Go on with a trial of other code; its report says so."
-    ),
-]
-Join = Annotated[
-    bool, typer.Option("--join", help="Run along with another driver of the same trial.")
-]
 
 
 def explain(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,10 +12,12 @@ from cluster.driver_lock import DriverLock
 from cluster.logs import run_logger
 from cluster.plan import Plan
 from cluster.results import MANIFEST, SUCCESS, Results
+from jobs.code_identity import Code, code_differences
 from jobs.extension import Extension, extend
-from jobs.history import entry, record
+from jobs.history import codes, entry, record
 from jobs.identity import Standing, Wanted, compare
 from jobs.manifest import git_state, with_place, write_manifest
+from jobs.prompts_as_run import require_prompts_as_run
 from optim.errors import InputError
 
 OnStage = Callable[[str], None]
@@ -49,18 +51,22 @@ def begin(
     """What there is to be run; InputError where another trial is there."""
     if not results.store.exists(MANIFEST):
         return Beginning(wanted.plan, partial(write_manifest, results, wanted))
+    require_prompts_as_run(results)
     standing = compare(results, wanted)
     refuse_others(results, standing, accept_code_change)
-    if standing.code:
-        happened = entry(results, "code accepted", code=wanted.code, git=git_state())
-        record(results, happened)
-        log.warning("code change accepted", extra={"changes": list(standing.code)})
+    accept = accepting(results, wanted.code) if standing.code else None
     if standing.growth.is_nothing:
-        return Beginning(standing.plan, None)
+        return Beginning(standing.plan, accept)
     extension = extend(results, standing, wanted)
     for line in extension.lines:
         on_stage(line)
-    return Beginning(extension.plan, partial(_write_extension, results, wanted, extension))
+
+    def freeze(hardware: list[dict[str, Any]]) -> None:
+        _write_extension(results, wanted, extension, hardware)
+        if accept is not None:
+            accept(hardware)
+
+    return Beginning(extension.plan, freeze)
 
 
 def refuse_others(results: Results, standing: Standing, accept_code_change: bool) -> None:
@@ -74,16 +80,59 @@ def refuse_others(results: Results, standing: Standing, accept_code_change: bool
             mend="Choose another output, let `--new-run` write this trial beside it, or give back "
             "the spec that it was made with",
         )
-    if standing.code and not accept_code_change:
-        shown = "\n  ".join(standing.code)
+    refuse_code(results, standing.code, accept_code_change)
+
+
+def refuse_code(results: Results, changes: Sequence[str], accept_code_change: bool) -> None:
+    """InputError, with the differences, where other code would go on with a trial unasked."""
+    if changes and not accept_code_change:
+        shown = "\n  ".join(changes)
         raise InputError(
             f"holds results that other code made, which differs in:\n  {shown}\n",
             source=results.output,
             field="output",
-            mend="Let `--new-run` write a trial of this code beside it, or go on in it with "
+            mend="Let `evaluate --new-run` write a trial of this code beside it, or go on with "
             "`--accept-code-change`, which its report will say; `optrial report` shows what is "
             "there",
         )
+
+
+def accepting(results: Results, code: Code) -> Freeze:
+    """Records, once the workers have loaded, that this code goes on with what other code began."""
+
+    def accept(hardware: list[dict[str, Any]]) -> None:
+        changes = code_changes(results, code)
+        if changes:  # else another driver of this code has said so meanwhile
+            record(results, entry(results, "code accepted", code=code, git=git_state()))
+            log.warning(
+                "code change accepted", extra={"changes": changes, "workers": len(hardware)}
+            )
+
+    return accept
+
+
+def code_changes(results: Results, code: Code) -> list[str]:
+    """What differs from the code that ran last."""
+    return code_differences(codes(results)[-1][1], code)
+
+
+def require_writable(results: Results, lock: DriverLock | None) -> None:
+    """InputError where not even the driver's lock could be written, before a model is loaded."""
+    if lock is None:
+        raise InputError(
+            "cells are to be run, and nothing can be written there",
+            source=results.output,
+            field="output",
+            mend="Get the right to write there, or choose another output",
+        )
+
+
+def extended_by_others(results: Results) -> InputError:
+    return InputError(
+        "somebody else has just extended this trial",
+        source=results.output,
+        mend="Run the command again when theirs has ended",
+    )
 
 
 def _write_extension(
@@ -101,11 +150,7 @@ def _write_extension(
         effects_sha256=extension.effects_sha256,
     )
     if not results.extend(extension.plan, extension.prompts):
-        raise InputError(
-            "somebody else has just extended this trial",
-            source=results.output,
-            mend="Run the command again when theirs has ended",
-        )
+        raise extended_by_others(results)
     record(results, happened)
     # It stood for the smaller trial.
     results.store.delete(SUCCESS)

@@ -111,8 +111,7 @@ def cells_table(results: Results, found: Readable | None = None) -> pa.Table:
         return facts_table(CELLS, _facts(results, parts))
     if compacted.cell_columns != [column.name for column in CELLS]:
         # Compacted by a version that kept other facts: the footers have them all.
-        every = [part for kind in KINDS for part in results.parts(kind)]
-        return facts_table(CELLS, _facts(results, every))
+        return facts_table(CELLS, _facts(results, results.cell_parts()[0]))
     source = pa.BufferReader(results.store.read(compacted.cells.name))
     table = pq.read_table(source).cast(facts_schema(CELLS))
     if found.stale:

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cluster.driver_lock import DriverLock, driving
+from cluster.layout import Layout
 from cluster.logs import attach_run_log, run_logger
 from cluster.plan import Plan
 from cluster.progress import Progress, ProgressFile
 from cluster.results import MANIFEST, SUCCESS, Results
 from cluster.run_metrics import RunMetrics
 from cluster.scheduler import Outcome, Scheduler, preflight
-from jobs.beginning import Freeze, await_manifest, begin, refuse_others
+from jobs.beginning import Freeze, await_manifest, begin, refuse_others, require_writable
 from jobs.code_identity import present_code
 from jobs.identity import Wanted, compare
 from jobs.manifest import PACKAGES, git_state, now, processor
@@ -30,6 +31,7 @@ from jobs.planning import make_plan
 from jobs.ray_session import ray_session, terminated_as_interrupted
 from jobs.spec import TrialSpec, read_spec
 from jobs.tables import write_tables
+from optim.errors import InputError
 
 __all__ = ["PACKAGES", "evaluate", "git_state", "processor", "run_missing"]
 
@@ -105,6 +107,8 @@ def run_missing(
     plan: Plan,
     results: Results,
     *,
+    lock: DriverLock | None,
+    freeze: Freeze | None = None,
     address: str | None = None,
     on_stage: OnStage = lambda stage: None,
     on_progress: OnProgress = lambda progress: None,
@@ -112,13 +116,10 @@ def run_missing(
 ) -> Outcome:
     """Run the cells of a plan that are not committed, then bring the tables up to date.
 
-    LockedError where another driver runs the trial.
+    `lock` is what `cluster.driver_lock.driving` gave to the caller, who extends under it as well;
+    `freeze` is called before anything runs.
     """
-    with (
-        terminated_as_interrupted(),
-        driving(results.store, results.output, on_stage=on_stage) as lock,
-        attach_run_log(results.store, plan.run_id, held=True) as run_log,
-    ):
+    with attach_run_log(results.store, plan.run_id, held=True) as run_log:
         return _run(
             plan,
             results,
@@ -127,7 +128,7 @@ def run_missing(
             on_stage=on_stage,
             on_progress=on_progress,
             remote_worker=remote_worker,
-            freeze=None,
+            freeze=freeze,
             lock=lock,
             run_log=run_log,
         )
@@ -161,11 +162,15 @@ def _run(
             scheduler.joins = True
 
     scheduler = Scheduler(plan, results, on_progress=note, **options)
-    if scheduler.num_pending and freeze is None:
-        done = scheduler.outcome.cells_done
-        on_stage(f"resuming: {done} of {scheduler.outcome.cells_total} cells are there already")
-        run_log.begin()
     if scheduler.num_pending:
+        require_writable(results, lock)
+        if results.store.exists(MANIFEST):
+            done = scheduler.outcome.cells_done
+            on_stage(f"resuming: {done} of {scheduler.outcome.cells_total} cells are there already")
+            if freeze is None:
+                run_log.begin()
+        if lock is not None and lock.is_held:
+            _sweep(results)
         with ray_session(address, on_stage), terminated_as_interrupted():
             try:
                 _load(scheduler, plan, on_stage, freeze)
@@ -184,12 +189,28 @@ def _run(
                     progress_file(scheduler.progress(), now=True)
                 metrics.update(scheduler.progress())
         _log_end(scheduler.outcome)
+    elif freeze is not None and lock is not None:
+        freeze([])  # nothing is to be loaded
+    if lock is None:
+        return scheduler.outcome  # all of it is there, where nobody can write
     return _finish(results, scheduler.outcome, on_stage)
+
+
+def _sweep(results: Results) -> None:
+    try:
+        num_files = results.sweep()
+    except (OSError, InputError) as error:
+        # Files of killed writers take room, and nothing else.
+        log.warning("temporary files were not swept", extra={"reason": str(error)})
+        return
+    if num_files:
+        log.info("temporary files swept", extra={"files": num_files})
 
 
 def _load(scheduler: Scheduler, plan: Plan, on_stage: OnStage, freeze: Freeze | None) -> None:
     on_stage(preflight(plan))
     on_stage(f"loading the model ({plan.model.path})")
+    scheduler.crew.on_notice = on_stage
     hardware = scheduler.start()
     if freeze is None:
         return
@@ -220,18 +241,44 @@ def _log_end(outcome: Outcome) -> None:
 
 
 def _finish(results: Results, outcome: Outcome, on_stage: OnStage) -> Outcome:
-    counts = {"cells": outcome.cells_total}
-    if outcome.cells_done and not (outcome.is_complete and _is_marked(results, counts)):
+    is_done = outcome.is_complete and _num_marked(results) >= outcome.cells_total
+    if outcome.cells_done and not is_done:
         on_stage("summarising")
+        # Of what is there, also where that is only part of the trial: its report is shown now,
+        # which is a look.
         write_tables(results)
         if outcome.is_complete:
-            mark = json.dumps({**counts, "completed_at": now()})
-            results.store.replace(SUCCESS, mark.encode())
+            _mark(results, outcome, on_stage)
     return outcome
 
 
-def _is_marked(results: Results, counts: dict[str, int]) -> bool:
-    """Whether a run that came to at least as much has finished here before."""
-    if not results.store.exists(SUCCESS):
-        return False
-    return bool(json.loads(results.store.read(SUCCESS)).get("cells", 0) >= counts["cells"])
+def _mark(results: Results, outcome: Outcome, on_stage: OnStage) -> None:
+    """Write `_SUCCESS` where all of the trial is there now.
+
+    Another driver may have made it larger since this run began, and a repair may have set parts of
+    it aside.
+    """
+    plan = results.plan()
+    sound = results.sound_keys()
+    counts = [(num, missing.bit_count()) for _, num, missing in Layout(plan).missing(sound)]
+    total, num_missing = sum(num for num, _ in counts), sum(missing for _, missing in counts)
+    if num_missing:
+        if total == outcome.cells_total:
+            outcome.cells_done = total - num_missing
+        why = f"{num_missing} of {total} cells are not there (any more, or yet): run it again"
+        on_stage(f"the trial is not complete: {why}")
+        log.warning("not marked complete", extra={"cells": total, "missing": num_missing})
+        return
+    mark = json.dumps({"cells": total, "completed_at": now()})
+    results.store.replace(SUCCESS, mark.encode())
+    if results.plan() != plan:
+        # Extended at this very moment, and whoever did so may have deleted the mark before.
+        results.store.delete(SUCCESS)
+
+
+def _num_marked(results: Results) -> int:
+    """Cells of the trial that has finished here before; 0 where none has."""
+    try:
+        return int(json.loads(results.store.read(SUCCESS)).get("cells", 0))
+    except FileNotFoundError:
+        return 0

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from cluster.creation import create_alone
 from cluster.results import Results
 from jobs.code_identity import Code, code_differences
 from jobs.wording import plural
@@ -63,7 +64,7 @@ def record(results: Results, happened: Entry) -> None:
     """Write it after those that there are."""
     number = len(_names(results)) + 1
     data = happened.model_dump_json(indent=1, exclude_none=True).encode()
-    while not results.store.create(f"{HISTORY}/{number:04}.json", data):
+    while not create_alone(results.store, f"{HISTORY}/{number:04}.json", data):
         number += 1
 
 

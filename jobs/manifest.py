@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 
+from cluster.creation import create_alone
 from cluster.results import MANIFEST, PROMPTS_FILE, Results, write_prompts
 from jobs.code_identity import package_version
 from jobs.identity import Wanted
@@ -44,9 +45,14 @@ def write_manifest(results: Results, wanted: Wanted, hardware: list[dict[str, An
         "created_at": now(),
     }
     try:
-        write_prompts(results.store, wanted.prompts)
+        if results.store.exists(MANIFEST):
+            raise _begun_by_others(results)
+        prompts = write_prompts(results.store, wanted.prompts)
         text = json.dumps(manifest, indent=1, ensure_ascii=False)
-        is_first = results.store.create(MANIFEST, text.encode())
+        is_first = create_alone(results.store, MANIFEST, text.encode())
+        if is_first and results.store.read(PROMPTS_FILE) != prompts:
+            # Those of another who began at the same moment, and was not first.
+            results.store.replace(PROMPTS_FILE, prompts)
     except OSError as error:
         raise InputError(
             f"cannot be written: {error.strerror or error}",
@@ -55,12 +61,16 @@ def write_manifest(results: Results, wanted: Wanted, hardware: list[dict[str, An
             mend="Choose a place that you may write to",
         ) from error
     if not is_first:
-        raise InputError(
-            "another driver has just begun a trial there",
-            source=results.output,
-            field="output",
-            mend="Run the command again, with --join to run along with it",
-        )
+        raise _begun_by_others(results)
+
+
+def _begun_by_others(results: Results) -> InputError:
+    return InputError(
+        "another driver has just begun a trial there",
+        source=results.output,
+        field="output",
+        mend="Run the command again, with --join to run along with it",
+    )
 
 
 def with_place(dataset: DatasetSpec) -> dict[str, Any]:

@@ -19,8 +19,17 @@ _STARTING = (LOCK_FILE, JOINED_FILE, "_tmp")
 
 def require_place(results: Results) -> None:
     """InputError where the output is something else than a trial's, or cannot be written to."""
-    if isinstance(results.store, LocalStore) and not results.store.exists(MANIFEST):
+    if results.store.exists(MANIFEST):
+        return
+    if isinstance(results.store, LocalStore):
         _check_folder(results.store.root)
+    elif not _is_free(results):
+        raise InputError(
+            "there are objects below it, and they are not the results of a trial",
+            source=results.output,
+            field="output",
+            mend="Choose an address with nothing below it",
+        )
 
 
 def _check_folder(folder: Path) -> None:

@@ -77,7 +77,9 @@ def replay(results: Results, row: Row) -> Replay:
 
     from cluster.worker import Worker
 
-    worker = Worker(plan.model_dump_json(), 0)
+    # Another model is told of, not refused.
+    here_model = plan.model.model_copy(update={"fingerprint": ""})
+    worker = Worker(plan.model_copy(update={"model": here_model}).model_dump_json(), 0)
     here = worker.load()
     made = [dict(r) for r in worker.replay(block.model_dump_json(), cell.key, row.prompt_id)]
     return Replay(

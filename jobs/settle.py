@@ -6,24 +6,35 @@ same command again goes on with what is missing of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import duckdb
 
+from cluster.driver_lock import driving
 from cluster.plan import Dataset, Plan, origin
-from cluster.results import Results
+from cluster.results import SUCCESS, Results
 from cluster.scheduler import Outcome
 from jobs.addition import Addition, addition, rows_within
+from jobs.beginning import (
+    accepting,
+    code_changes,
+    extended_by_others,
+    refuse_code,
+    require_writable,
+)
+from jobs.code_identity import present_code
 from jobs.evaluate import OnProgress, run_missing
 from jobs.extension import more_of, settled_now
 from jobs.findings import Findings, read_findings
 from jobs.history import dataset_specs
 from jobs.looks import Look
 from jobs.prompts import PromptRow, load
+from jobs.prompts_as_run import require_prompts_as_run
 from jobs.query import connect
+from jobs.ray_session import terminated_as_interrupted
 from jobs.spec import DatasetSpec
 from jobs.yaml_files import validated
 from optim.errors import InputError
@@ -67,6 +78,7 @@ def settle(
     budget: Budget,
     *,
     is_rehearsal: bool = False,
+    accept_code_change: bool = False,
     address: str | None = None,
     on_stage: OnStage = lambda stage: None,
     on_progress: OnProgress = lambda progress: None,
@@ -74,37 +86,68 @@ def settle(
 ) -> Settlement:
     """Add to a trial, and run it; a rehearsal only says what it would add.
 
-    InputError where the trial is not complete, keeps no error for another look, or has no use for
-    the budget.
+    `accept_code_change` goes on with a trial that other code ran. InputError where the trial is not
+    complete, keeps no error for another look, has no use for the budget, or is other code's;
+    LockedError where another driver runs it.
     """
-    plan = results.plan()
+    before = plan = results.plan()
+    prompts: list[PromptRow] = []
     added = None
     if _is_complete(results, plan):
         on_stage("judging what there is")
         plan, prompts, added = _extended(results, plan, budget)
         if added is None or is_rehearsal:
             return Settlement(added, None)
-        if not results.extend(plan, [row.as_dict() for row in prompts]):
-            raise InputError(
-                "somebody else has just extended this trial",
-                source=results.output,
-                mend="Run the command again when theirs has ended",
-            )
-    elif not plan.looks:
+    else:
+        _require_cut_short(results, plan, is_rehearsal)
+    code = present_code(plan)
+    changes = code_changes(results, code)
+    refuse_code(results, changes, accept_code_change)
+    with (
+        terminated_as_interrupted(),
+        driving(results.store, results.output, on_stage=on_stage) as lock,
+    ):
+        require_writable(results, lock)
+        if results.plan() != before:
+            raise extended_by_others(results)
+        require_prompts_as_run(results)
+        if added is not None:
+            _write(results, plan, prompts)
+        outcome = run_missing(
+            plan,
+            results,
+            lock=lock,
+            freeze=accepting(results, code) if changes else None,
+            address=address,
+            on_stage=on_stage,
+            on_progress=on_progress,
+            remote_worker=remote_worker,
+        )
+    return Settlement(added, outcome)
+
+
+def _require_cut_short(results: Results, plan: Plan, is_rehearsal: bool) -> None:
+    """InputError where a trial that is not complete is not one of an addition to be finished."""
+    if not plan.looks:
         raise InputError(
             "the trial is not complete, so nothing can be said of what it needs",
             source=results.output,
             mend="Finish it first: `optrial evaluate` with its spec",
         )
-    outcome = run_missing(
-        plan,
-        results,
-        address=address,
-        on_stage=on_stage,
-        on_progress=on_progress,
-        remote_worker=remote_worker,
-    )
-    return Settlement(added, outcome)
+    if is_rehearsal:
+        raise InputError(
+            "what was added last has not run to its end, so nothing can be said of what comes next",
+            source=results.output,
+            field="--dry-run",
+            mend="Run the command without it: it finishes that first",
+        )
+
+
+def _write(results: Results, plan: Plan, prompts: Sequence[PromptRow]) -> None:
+    """Let the trial be the larger one from now on."""
+    if not results.extend(plan, [row.as_dict() for row in prompts]):
+        raise extended_by_others(results)
+    results.store.delete(SUCCESS)  # it stood for the smaller trial
 
 
 def _is_complete(results: Results, plan: Plan) -> bool:

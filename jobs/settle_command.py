@@ -8,6 +8,7 @@ import typer
 from rich.text import Text
 
 from jobs.console import console
+from jobs.run_options import AcceptCodeChange
 from jobs.wording import plural
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def settle(
         float | None, typer.Option(min=0, help="Budget: engine time, at what one took so far.")
     ] = None,
     dry_run: Annotated[bool, typer.Option(help="Only say what would be added.")] = False,
+    accept_code_change: AcceptCodeChange = False,
     address: Annotated[
         str | None, typer.Option(help="A running Ray cluster (else RAY_ADDRESS).")
     ] = None,
@@ -42,6 +44,7 @@ def settle(
                 results,
                 budget,
                 is_rehearsal=dry_run,
+                accept_code_change=accept_code_change,
                 address=address,
                 on_stage=display.stage,
                 on_progress=display.progress,

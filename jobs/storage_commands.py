@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated
@@ -33,6 +33,7 @@ def verify(
 ) -> None:
     """Check every part against its receipt, its cell and its prompts, and all cells against the
     plan."""
+    from cluster.driver_lock import driving
     from cluster.results import Results
     from cluster.verification import Verification
     from jobs.history import code_note
@@ -41,7 +42,10 @@ def verify(
     results.manifest()
     kinds: dict[str, int] = {}
     num_mended = 0
-    with _counted("parts") as on_progress:
+    # A driver counts the parts that it found when it began: none may go while it runs, and none
+    # may begin meanwhile.
+    alone = driving(results.store, results.output) if repair else nullcontext()
+    with alone, _counted("parts") as on_progress:
         verification = Verification(results, on_progress)
         for fault in verification.faults():
             kinds[fault.kind] = kinds.get(fault.kind, 0) + 1

@@ -16,13 +16,14 @@ from jobs.effects_table import EFFECTS, EFFECTS_FILE, rows_of_report, write_effe
 from jobs.measures import MEASURES
 from jobs.summary import ALL_DATASETS, SUMMARY, SUMMARY_FILE, write_summary
 from jobs.table_files import TABLES_VERSION, VERSION
+from optim.errors import InputError
 
 
 def write_tables(results: Results, report: Mapping[str, Any] | None = None) -> None:
     """Write both tables over what was there, each atomically.
 
     `report` is what `jobs.report_data.report_data` gave, which spares finding the effects again.
-    Raises OSError where the results cannot be written to.
+    Raises OSError, or InputError of the field `output`, where the results cannot be written to.
     """
     write_summary(results)
     write_effects(results, None if report is None else rows_of_report(report))
@@ -36,6 +37,10 @@ def update_tables(results: Results, report: Mapping[str, Any] | None = None) -> 
         why = f"there is no room left ({error.reason})"
     except OSError as error:
         why = error.strerror or str(error)
+    except InputError as error:
+        if error.field != "output":  # what is read is damaged, which is not about writing
+            raise
+        why = error.problem
     else:
         return None
     return f"The tables in {results.output}/tables were not updated: it cannot be written: {why}"

@@ -51,8 +51,9 @@ def open_views(results: Results) -> tuple[duckdb.DuckDBPyConnection, list[str]]:
     for kind in KINDS:
         large, parts = found.names(kind)
         selection = _rows_of(connection, store, kind, large, parts, found.stale)
-        # Opening many small files for each query takes longer than reading them once.
-        is_small = found.num_bytes(kind) <= _SMALL_BYTES
+        # Opening many small files for each query takes longer than reading them once; of few large
+        # ones a query reads the columns that it needs.
+        is_small = bool(parts) and found.num_bytes(kind) <= _SMALL_BYTES
         connection.execute(f"CREATE {'TABLE' if is_small else 'VIEW'} {kind} AS {selection}")
         if not is_small:
             read_later += [_plain_address(store, name) for name in (*large, *parts)]

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from cluster.driver_lock import STALE_S, Holder, read_holder
 from cluster.progress import Progress
 from cluster.results import MANIFEST, Results
@@ -64,12 +66,25 @@ def _progress(results: Results) -> Progress | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise InputError(
-            f"not valid JSON: {error}", source=results.store.path("progress.json")
-        ) from error
+        raise _unreadable(results, f"not valid JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise _unreadable(results, "not an object")
     known = {field.name for field in fields(Progress)}
     kept: dict[str, Any] = {key: value for key, value in found.items() if key in known}
-    return Progress(**kept)
+    try:
+        return TypeAdapter(Progress).validate_python(kept)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise _unreadable(results, f"{where}: {first['msg']}") from error
+
+
+def _unreadable(results: Results, problem: str) -> InputError:
+    return InputError(
+        f"not the progress of a run: {problem}",
+        source=results.store.path("progress.json"),
+        mend="Delete it: a run writes it anew, and nothing else reads it",
+    )
 
 
 def watch(results: Results, wait: Callable[[float], None] = time.sleep) -> Iterator[Sight]:

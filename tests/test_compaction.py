@@ -234,6 +234,37 @@ def test_foreign_parts_stay_as_they_are(results: Results) -> None:
     assert same(everything(results), before)
 
 
+def test_a_part_in_another_configurations_folder_is_none(results: Results) -> None:
+    before = everything(results)
+    part = results.parts("generations")[0]
+    elsewhere = part.name.replace(part.configuration, "short")
+    assert elsewhere != part.name
+    results.store.create(elsewhere, results.store.read(part.name))
+    made = compact(results, CELLS)
+    assert made.num_skipped == 1
+    assert same(everything(results), before)
+
+
+def test_what_an_older_version_took_for_a_cell_does_not_count(
+    results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = everything(results)
+    part = results.parts("generations")[0]
+    elsewhere = part.name.replace(part.configuration, "short")
+    results.store.create(elsewhere, results.store.read(part.name))
+    with monkeypatch.context() as older:
+        every = [*results.parts("generations"), *results.parts("likelihoods")]
+        older.setattr(Results, "cell_parts", lambda self: (every, []))
+        compact(results, CELLS)
+        assert not same(everything(results), before)
+    assert same(everything(results), before)
+    compact(results, CELLS)
+    assert same(everything(results), before)
+    monkeypatch.setattr(jobs_cells, "CELLS", CELLS[:-1])  # facts are then read from the footers
+    num_cells = "SELECT count(*) AS n FROM cells"
+    assert run_sql(results, num_cells).to_pylist() == [{"n": len(before["cells"])}]
+
+
 def test_facts_that_came_later(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
     """A version with another column of `cells` reads it from the footers, until compacted anew."""
     before = everything(results)["cells"]

@@ -28,7 +28,8 @@ from cluster.driver_lock import (
     read_holder,
     require_free,
 )
-from cluster.storage import LocalStore, ObjectStore, open_store
+from cluster.storage import LocalStore, ObjectStore, StorageFull, StorageUnreachable, open_store
+from optim.errors import InputError
 
 Store = LocalStore | ObjectStore
 
@@ -250,6 +251,87 @@ def test_where_nothing_can_be_written_there_is_no_lock(
     monkeypatch.setattr(store, "create", refuses)
     with driving(store, "out") as lock:
         assert lock is None
+
+
+def test_a_bucket_that_is_only_read_needs_no_lock(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if isinstance(store, LocalStore):
+        pytest.skip("object stores alone say it by InputError")
+
+    def denies(*_: object, **__: object) -> None:
+        raise PermissionError(13, "AccessDenied")
+
+    monkeypatch.setattr(ObjectStore, "_put", denies)
+    with driving(store, "out") as lock:
+        assert lock is None
+
+
+@pytest.mark.parametrize("error", [StorageUnreachable("s3://x", "no route"),
+                                   StorageFull("s3://x", "QuotaExceeded")])  # fmt: skip
+def test_where_writing_fails_for_now_the_run_is_refused(
+    store: Store, error: InputError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What could be run would be lost."""
+
+    def fails(*_: object) -> bool:
+        raise error
+
+    monkeypatch.setattr(store, "create", fails)
+    with pytest.raises(type(error)), driving(store, "out"):
+        pass
+
+
+def test_a_store_that_does_not_answer_ends_no_run(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> bytes:
+        raise StorageUnreachable("s3://x", "no route")
+
+    with driving(store, "out") as lock:
+        assert lock is not None
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "exists", fails)
+            assert not lock.has_company()
+        monkeypatch.setattr(store, "read", fails)
+    monkeypatch.undo()
+    assert store.exists(LOCK_FILE), "it could not be given up, which is no error either"
+
+
+def ahead(store: Store, **changes: object) -> Holder:
+    """The lock of a driver whose clock is an hour ahead of this one."""
+    holder = replace(put(store, **changes), beat_at=time.time() + 3600)
+    store.replace(LOCK_FILE, json.dumps(asdict(holder)).encode())
+    return holder
+
+
+@pytest.mark.parametrize("changes", [{"host": "elsewhere"}, {"pid_namespace": "pid:[1]"}])
+def test_a_dead_driver_whose_clock_was_ahead_is_no_hindrance(
+    store: Store, changes: dict[str, object]
+) -> None:
+    ahead(store, **changes)
+    require_free(store, "out")
+    said: list[str] = []
+    with driving(store, "out", on_stage=said.append) as lock:
+        assert lock is not None
+        assert lock.is_held
+    assert any("waiting" in line for line in said)
+
+
+@pytest.mark.parametrize("changes", [{"host": "elsewhere"}, {"pid_namespace": "pid:[1]"}])
+def test_a_living_driver_whose_clock_is_ahead_keeps_the_lock(
+    store: Store, changes: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder = ahead(store, **changes)
+    lock = DriverLock(store, "out")
+
+    def beats(_: float) -> bool:
+        beaten = replace(holder, beat_at=holder.beat_at + 1)
+        store.replace(LOCK_FILE, json.dumps(asdict(beaten)).encode())
+        return False
+
+    monkeypatch.setattr(lock._ended, "wait", beats)
+    assert not lock._is_dead(holder, lambda stage: None)
 
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])

@@ -15,7 +15,7 @@ from rich.console import Console
 from trial_results import make_plan, make_results
 
 from cluster.receipts import Receipts
-from cluster.results import MANIFEST, Results
+from cluster.results import MANIFEST, Results, write_prompts
 from cluster.schema import schema
 from jobs.cells import CELLS
 from jobs.query import print_sql, run_sql
@@ -57,6 +57,7 @@ def test_before_the_first_part_views_are_empty_and_typed(tmp_path: Path) -> None
     plan = make_plan(str(tmp_path))
     manifest = json.dumps({"plan": plan.model_dump(mode="json")})
     results.store.create(MANIFEST, manifest.encode())
+    write_prompts(results.store, [])
     for view, table in (("generations", "generations"), ("prompts", "prompts")):
         found = run_sql(results, f"SELECT * FROM {view}")
         assert len(found) == 0

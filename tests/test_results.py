@@ -12,7 +12,7 @@ import pytest
 
 from cluster.plan import Cell, Configuration, Dataset, Generation, ModelSource, Plan
 from cluster.receipts import Receipts
-from cluster.results import MANIFEST, Results, part_name, write_prompts
+from cluster.results import MANIFEST, PROMPTS_FILE, Results, part_name, write_prompts
 from cluster.schema import deterministic_columns, schema
 from optim.errors import InputError
 
@@ -35,6 +35,8 @@ def results(plan: Plan) -> Results:
     made = Results(plan.output)
     manifest = {"plan": plan.model_dump(mode="json")}
     made.store.create(MANIFEST, json.dumps(manifest).encode())
+    prompt = {"dataset": "d", "prompt": "x", "is_chat": False}
+    write_prompts(made.store, [prompt | {"row": i, "prompt_id": f"p{i}"} for i in range(5)])
     return made
 
 
@@ -152,6 +154,70 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_text("{")
     with pytest.raises(InputError, match="not valid JSON"):
         Results(str(tmp_path)).manifest()
+
+
+def test_a_plan_that_cannot_be_read_is_named_with_its_mend(results: Results) -> None:
+    def refused(name: str, problem: str) -> None:
+        with pytest.raises(InputError, match=problem) as raised:
+            results.plan()
+        assert raised.value.source == results.store.path(name)
+        assert raised.value.mend is not None
+
+    manifest = json.loads(results.store.read(MANIFEST))
+    plan = manifest["plan"]
+    for changed, field in (({"newer": 1}, "plan.newer"), ({"seeds": ["x"]}, "plan.seeds.0")):
+        manifest["plan"] = plan | changed
+        results.store.replace(MANIFEST, json.dumps(manifest).encode())
+        refused(MANIFEST, f"{field}: not a plan of this version")
+    results.store.replace(MANIFEST, json.dumps(manifest | {"plan": plan}).encode())
+    for text, problem in (("{", "not valid JSON"), ("[]", "not a plan"), ("{}", "not a plan")):
+        results.store.replace("extensions/0001.json", text.encode())
+        refused("extensions/0001.json", problem)
+    results.store.replace("extensions/0001.json", json.dumps(plan)[:-20].encode())
+    refused("extensions/0001.json", "not valid JSON")
+
+
+def test_no_flipped_bit_makes_other_prompts(results: Results) -> None:
+    path = Path(results.store.path(PROMPTS_FILE))
+    data, before = path.read_bytes(), results.prompts()
+    num_refused = 0
+    for position in range(len(data)):
+        flipped = bytearray(data)
+        flipped[position] ^= 1 << position % 8
+        path.write_bytes(flipped)
+        try:
+            found = results.prompts()
+        except InputError as error:
+            num_refused += error.source == str(path) and error.field == "output"
+            continue
+        assert found.equals(before), f"byte {position}"
+    assert num_refused > 100
+
+
+def test_absent_prompts_are_an_error(results: Results) -> None:
+    results.store.delete(PROMPTS_FILE)
+    with pytest.raises(InputError, match="are not there") as raised:
+        results.prompts()
+    assert raised.value.field == "output", "no cell is to blame"
+    assert [fault.name for fault in results.verify() if "prompts" in fault.name] == [PROMPTS_FILE]
+
+
+def test_prompts_that_were_added_must_be_there(plan: Plan, results: Results) -> None:
+    added = plan.datasets[0].model_copy(
+        update={"name": "d+1", "num_prompts": 1, "num_shards": 1, "first_row": 5}
+    )
+    larger = plan.model_copy(update={"datasets": (*plan.datasets, added)})
+    row = {"dataset": "d+1", "row": 0, "prompt_id": "q", "prompt": "x", "is_chat": False}
+    assert results.extend(larger, [row])
+    more = larger.model_copy(update={"seeds": (0, 1, 2)})
+    assert results.extend(more, [])
+    main, file = results.prompt_files()
+    assert main == PROMPTS_FILE
+    assert len(results.prompts()) == 6
+    results.store.delete(file)
+    with pytest.raises(InputError, match="are not there"):
+        results.prompts()
+    assert file in [fault.name for fault in results.verify()]
 
 
 def test_prompts_keep_their_schema_where_columns_are_empty(results: Results) -> None:

@@ -8,17 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-import trial_results
 import yaml
 from program import Run
 from scipy import stats
+from synthetic_runs import made
 from test_verdicts import findings
 from trial_results import make_results
 
+from cluster.driver_lock import LOCK_FILE, LockedError, driving, read_holder
 from cluster.plan import Cell, Plan
-from cluster.results import MANIFEST, Results
+from cluster.results import MANIFEST, SUCCESS, Results
 from cluster.scheduler import Outcome
 from jobs import settle as settling
+from jobs.code_identity import present_code
+from jobs.history import code_note, entries
 from jobs.judgement import Judgement
 from jobs.query import connect
 from jobs.report_data import report_data
@@ -42,18 +45,17 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
     """What is run is synthetic, and goes through the real commit; the plans that were run."""
     plans: list[Plan] = []
 
-    def run_missing(plan: Plan, results: Results, **_: Any) -> Outcome:
+    def run_missing(plan: Plan, results: Results, *, freeze: Any = None, **_: Any) -> Outcome:
         plans.append(plan)
+        if freeze is not None:
+            freeze([])
         there = results.committed_keys()
         cells = [cell for block in plan.blocks() for cell in block.cells]
-        ids = [row["prompt_id"] for row in results.prompts().to_pylist()]
+        prompts = results.prompts().to_pylist()
         for block in plan.blocks():
-            first = plan.dataset(block.dataset).first_row
             for order, cell in enumerate(block.cells):
                 if cell.key not in there:
-                    rows, facts = trial_results._cell(plan, block, cell, order)
-                    for row in rows:
-                        row["prompt_id"] = ids[first + int(row["prompt_id"][1:])]
+                    rows, facts = made(plan, block, cell, order, prompts)
                     noisy(cell, rows, facts)
                     results.commit(cell, rows, facts)
         return Outcome(cells_total=len(cells), cells_done=len(cells))
@@ -63,7 +65,16 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
 
 
 def trial(folder: Path, **options: Any) -> Results:
-    return make_results(folder / "out", edit=noisy, **options)
+    return of_this_code(make_results(folder / "out", edit=noisy, **options))
+
+
+def of_this_code(results: Results, **changes: str) -> Results:
+    """As if this code had made them; `changes` are files that were other ones."""
+    code = present_code(results.plan())
+    code = code.model_copy(update={"files": code.files | changes})
+    manifest = results.manifest() | {"code": code.model_dump(mode="json")}
+    results.store.replace(MANIFEST, json.dumps(manifest).encode())
+    return results
 
 
 def test_seeds_are_added_for_what_is_open_and_for_nothing_else(
@@ -137,7 +148,7 @@ def test_prompts_are_added_where_seeds_would_be_dearer(tmp_path: Path, ran: list
                 draw = np.random.default_rng([cell.start + i, 11])
                 row["completion_tokens"] = round(row["completion_tokens"] * draw.lognormal(0, 0.12))
 
-    results = make_results(tmp_path / "out", edit=by_prompt)
+    results = of_this_code(make_results(tmp_path / "out", edit=by_prompt))
     with pytest.raises(InputError, match="nothing that could be added"):
         settle(results, PLENTY)
     prompts = tmp_path / "prompts.jsonl"
@@ -191,11 +202,81 @@ def test_an_interrupted_addition_is_finished_first(
     with pytest.raises(KeyboardInterrupt):
         settle(results, PLENTY)
     assert len(results.extensions()) == 1
+    with pytest.raises(InputError, match="--dry-run"):
+        settle(results, PLENTY, is_rehearsal=True)
     monkeypatch.setattr(settling, "run_missing", works)
     done = settle(results, PLENTY)
     assert done.added is None
     assert done.outcome is not None
     assert len(results.extensions()) == 1
+
+
+def test_nothing_is_added_while_another_driver_runs_the_trial(
+    tmp_path: Path, ran: list[Plan]
+) -> None:
+    results = trial(tmp_path)
+    results.store.create(SUCCESS, b"{}")
+    with driving(results.store, "out"), pytest.raises(LockedError):
+        settle(results, PLENTY)
+    assert results.extensions() == []
+    assert results.store.exists(SUCCESS)
+    assert ran == []
+
+
+def test_it_is_added_under_the_lock_and_the_mark_of_the_smaller_trial_goes(
+    tmp_path: Path, ran: list[Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = trial(tmp_path)
+    results.store.create(SUCCESS, b"{}")
+    extend, held = results.extend, []
+
+    def watched(*given: Any) -> bool:
+        held.append(read_holder(results.store))
+        return extend(*given)
+
+    monkeypatch.setattr(results, "extend", watched)
+    settle(results, PLENTY)
+    assert held[0] is not None
+    assert len(results.extensions()) == 1
+    assert not results.store.exists(SUCCESS), "whoever runs the larger trial to its end writes it"
+    assert not results.store.exists(LOCK_FILE)
+
+
+def test_what_others_have_added_meanwhile_is_not_added_to(
+    tmp_path: Path, ran: list[Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = trial(tmp_path)
+    extended = settling._extended
+
+    def slow(*given: Any) -> Any:
+        found = extended(*given)
+        assert results.extend(found[0], [])
+        return found
+
+    monkeypatch.setattr(settling, "_extended", slow)
+    with pytest.raises(InputError, match="just extended"):
+        settle(results, PLENTY)
+    assert len(results.extensions()) == 1
+    assert ran == []
+
+
+def test_other_code_is_refused_and_what_is_accepted_is_told(
+    tmp_path: Path, ran: list[Plan], run: Run
+) -> None:
+    results = of_this_code(trial(tmp_path), **{"cluster/engine.py": "another"})
+    before = {p: p.stat().st_mtime_ns for p in Path(results.output).rglob("*")}
+    code, _, err = run("settle", results.output, "--max-rows", "200")
+    assert code == 2
+    assert "cluster/engine.py" in err
+    assert "--accept-code-change" in err
+    assert {p: p.stat().st_mtime_ns for p in Path(results.output).rglob("*")} == before
+    assert settle(results, PLENTY, is_rehearsal=True).added is not None, "which runs nothing"
+    assert run("settle", results.output, "--max-rows", "200", "--accept-code-change")[0] == 0
+    [happened] = entries(results)
+    assert happened.event == "code accepted"
+    assert "2 versions of the code" in str(code_note(results))
+    assert settle(results, PLENTY).added is not None, "it is asked for once"
+    assert len(entries(results)) == 1
 
 
 def test_an_incomplete_trial_is_refused(tmp_path: Path, ran: list[Plan]) -> None:

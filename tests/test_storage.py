@@ -15,7 +15,14 @@ import pytest
 
 from cluster import local_store
 from cluster.progress import Progress, ProgressFile
-from cluster.storage import LocalStore, ObjectStore, StorageFull, StorageUnreachable, open_store
+from cluster.storage import (
+    LocalStore,
+    ObjectStore,
+    StorageFull,
+    StorageRefused,
+    StorageUnreachable,
+    open_store,
+)
 from optim.errors import InputError
 
 Store = LocalStore | ObjectStore
@@ -222,6 +229,47 @@ def test_a_failed_write_leaves_no_temporary(
         assert store.list("") == []
 
 
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE])
+def test_what_cannot_be_written_is_of_the_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuses(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    store = LocalStore(tmp_path / "out")
+    for call in ("fsync", "link", "replace", "mkdir"):
+        for write in (store.create, store.replace):
+            if (call, write) in (("link", store.replace), ("replace", store.create)):
+                continue
+            with monkeypatch.context() as broken:
+                broken.setattr(f"os.{call}", refuses)
+                with pytest.raises(StorageRefused, match=os.strerror(number)) as raised:
+                    write(f"folder-{call}/part", b"data")
+            error = raised.value
+            assert isinstance(error, InputError)
+            assert (error.source, error.field) == (str(tmp_path / "out"), "output")
+            assert error.mend is not None
+            assert error.errno == number, "whoever can do without it catches it as an OSError"
+            assert [name for name in store.list("") if "claim" not in name] == []
+
+
+def test_a_folder_that_is_gone_is_of_the_output(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "disk" / "out")
+    (tmp_path / "disk").write_text("what was mounted there is no folder any more")
+    for write in (store.create, store.replace):
+        with pytest.raises(StorageRefused, match=r"Not a directory|File exists"):
+            write("part", b"data")
+    with pytest.raises(StorageRefused), store.writing("part") as file:
+        file.write(b"data")
+
+
+def test_errors_of_whoever_writes_a_stream_stay_theirs(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    with pytest.raises(FileNotFoundError), store.writing("large"):
+        (tmp_path / "source").read_bytes()
+    assert store.list("") == []
+
+
 def test_progress_that_cannot_be_written_stops_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,7 +302,12 @@ def test_what_killed_writers_left_is_swept(tmp_path: Path) -> None:
 
 
 def test_errors_cross_process_borders() -> None:
-    for error in (StorageFull("/data", "No space"), StorageUnreachable("s3://b", "timed out")):
+    errors = (
+        StorageFull("/data", "No space"),
+        StorageRefused("/data", "Read-only file system", errno.EROFS),
+        StorageUnreachable("s3://b", "timed out"),
+    )
+    for error in errors:
         again = pickle.loads(pickle.dumps(error))  # noqa: S301 - what Ray does
         assert type(again) is type(error)
         assert str(again) == str(error)

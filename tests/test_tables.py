@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow.parquet as pq
 import pytest
 from program import Run
@@ -14,6 +15,7 @@ from trial_results import make_results
 from cluster.plan import Cell
 from cluster.results import Results
 from cluster.schema import Column
+from cluster.storage import ObjectStore
 from jobs.effects_table import EFFECTS, EFFECTS_FILE
 from jobs.report_data import report_data
 from jobs.summary import SUMMARY, SUMMARY_FILE
@@ -208,3 +210,19 @@ def test_results_that_cannot_be_written_to_are_reported_all_the_same(
     said = update_tables(results)
     assert said is not None
     assert results.output in said
+
+
+def test_a_bucket_that_is_only_read_is_reported_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small = {"num_datasets": 1, "num_prompts": 8, "num_shards": 2}
+    results = make_results("memory://bucket/read", **small)
+
+    def denies(*_: object, **__: object) -> None:
+        raise PermissionError(13, "AccessDenied")
+
+    monkeypatch.setattr(ObjectStore, "_put", denies)
+    said = update_tables(results)
+    fsspec.filesystem("memory").store.clear()
+    assert said is not None
+    assert "were not updated: it cannot be written: access is denied" in said

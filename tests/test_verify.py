@@ -14,6 +14,7 @@ import pytest
 from program import Run
 from trial_results import make_results
 
+from cluster.driver_lock import LOCK_FILE, driving
 from cluster.parts import Part, encode_part
 from cluster.quarantine import SUCCESS
 from cluster.receipts import Receipts, write_receipt
@@ -205,6 +206,59 @@ def test_foreign_and_missing_parts(results: Results, run: Run) -> None:
     }
     assert run("verify", results.output, "--repair")[0] == 1
     assert [fault.kind for fault in results.verify()] == ["missing"]
+
+
+def test_foreign_parts_count_nowhere(results: Results, caplog: pytest.LogCaptureFixture) -> None:
+    def answers() -> list[Any]:
+        sums = "SELECT count(*) AS n, sum(completion_tokens) AS s FROM generations"
+        return [run_sql(results, q).to_pylist() for q in (sums, "SELECT count(*) FROM cells")]
+
+    before, keys = answers(), results.committed_keys()
+    first, second = results.parts("generations")[:2]
+    stranger = first.name.replace(first.key, "0123456789abcdef")
+    results.store.create(stranger, results.store.read(first.name))
+    elsewhere = second.name.replace("c-again", "c-fast")
+    results.store.create(elsewhere, results.store.read(second.name))
+    assert answers() == before
+    assert len(results.read("generations")) == before[0][0]["n"]
+    assert results.committed_keys() == results.sound_keys() == keys
+    [said] = [record.getMessage() for record in caplog.records if "left out" in record.message]
+    assert f"{results.output}: 2 parts" in said
+    results.store.delete(second.name)
+    assert results.sound_keys() == keys - {second.key}, "a part elsewhere is not the cell's"
+    assert second.key not in run_sql(results, "SELECT key FROM cells")["key"].to_pylist()
+
+
+def test_a_repair_waits_for_no_driver_and_disturbs_none(results: Results, run: Run) -> None:
+    damage_four(results)
+    before = results.store.list("generations")
+    with driving(results.store, results.output):
+        code, _, err = run("verify", results.output, "--repair")
+        assert code == 3
+        assert "another driver is running this trial" in " ".join(err.split())
+        assert results.store.list("generations") == before
+        assert run("verify", results.output)[0] == 1, "to look is no harm"
+    assert run("verify", results.output, "--repair")[0] == 1
+    assert len(results.store.list("generations")) == len(before) - 4
+    assert not results.store.exists(LOCK_FILE)
+
+
+def test_absent_prompts(results: Results, run: Run) -> None:
+    results.store.delete("inputs/prompts.parquet")
+    code, out, _ = run("verify", results.output)
+    assert code == 1
+    assert "inputs/prompts.parquet: missing" in out
+    code, _, err = run("query", results.output, "SELECT count(*) FROM generations")
+    assert code == 2
+    assert "the prompts as run are not there" in " ".join(err.split())
+
+
+def test_targets_and_choices_without_their_likelihood(results: Results) -> None:
+    part = results.parts("likelihoods")[0]
+    recommit(results, part, lambda rows: rows[1:])
+    [fault] = list(results.verify())
+    assert (fault.name, fault.kind) == (part.name, "damaged")
+    assert "has 5 rows, which are not one for each of the 6 targets and choices" in fault.problem
 
 
 def test_damaged_prompts(results: Results) -> None:

@@ -58,6 +58,26 @@ def test_what_is_no_trial_is_refused(run: Run, tmp_path: Path) -> None:
     assert "not a results folder" in " ".join(err.split())
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[]", "not an object"),
+        ('{"cells_done": 1}', "cells_total"),
+        ('{"cells_total": "some", "cells_done": 1}', "cells_total"),
+        ("{", "not valid JSON"),
+    ],
+)
+def test_progress_that_is_none_is_named(run: Run, tmp_path: Path, text: str, problem: str) -> None:
+    results = make_results(tmp_path / "out", num_prompts=2, num_shards=1, num_datasets=1)
+    results.store.replace("progress.json", text.encode())
+    code, _, err = run("watch", results.output)
+    said = " ".join(err.split())
+    assert code == 2
+    assert problem in said
+    assert "progress.json" in said
+    assert "Delete it" in said
+
+
 @pytest.mark.parametrize("ends", ["done", "killed"])
 def test_watching_ends_with_the_run(tmp_path: Path, ends: str) -> None:
     results = make_results(tmp_path / "out", num_prompts=2, num_shards=1, num_datasets=1)
