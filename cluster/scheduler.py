@@ -98,6 +98,15 @@ class Scheduler:
         return self.crew.slots
 
     @property
+    def on_notice(self) -> Callable[[str], None]:
+        """Told, in words, what a person who waits should know."""
+        return self.crew.on_notice
+
+    @on_notice.setter
+    def on_notice(self, told: Callable[[str], None]) -> None:
+        self.crew.on_notice = told
+
+    @property
     def num_pending(self) -> int:
         """Cells that are not committed yet."""
         return self.outcome.cells_total - self.outcome.cells_done

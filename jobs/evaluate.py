@@ -210,7 +210,7 @@ def _sweep(results: Results) -> None:
 def _load(scheduler: Scheduler, plan: Plan, on_stage: OnStage, freeze: Freeze | None) -> None:
     on_stage(preflight(plan))
     on_stage(f"loading the model ({plan.model.path})")
-    scheduler.crew.on_notice = on_stage
+    scheduler.on_notice = on_stage
     hardware = scheduler.start()
     if freeze is None:
         return

@@ -124,7 +124,9 @@ def elsewhere(trial: Trial, tmp_path: Path) -> Iterator[Path]:
 
 def written(folder: Path) -> dict[Path, int]:
     """Everything in a folder, and when it was written."""
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    # Not of `_tmp`, through which the lock of whoever looks goes.
+    paths = (path for path in folder.rglob("*") if path.name != "_tmp")
+    return {path: path.stat().st_mtime_ns for path in paths}
 
 
 # --- what is recorded ----------------------------------------------------------------------------

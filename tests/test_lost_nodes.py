@@ -66,6 +66,7 @@ def test_a_worker_that_outlives_its_node_commits_first_and_once(tmp_path: Path) 
     assert len(Results(plan.output).parts("generations")) == 6
 
 
+@pytest.mark.slow
 def test_a_node_that_comes_later_is_used(tmp_path: Path) -> None:
     found, plan = trial(tmp_path, "grow")
     assert found["is_complete"]
