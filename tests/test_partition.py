@@ -27,6 +27,7 @@ RAY = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disabl
        "--object-store-memory", str(80 << 20)]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not networks.can_make(), reason="needs root, and network namespaces")
 def test_both_sides_of_a_partition_finish_and_one_part_counts(tmp_path: Path) -> None:
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
