@@ -156,11 +156,11 @@ def test_values_of_variables_that_sound_secret() -> None:
         "TOKENIZERS_PARALLELISM": "falsefalse",
         "RAY_AUTH_TOKEN_PATH": "relative/place",
         "SSH_KEY": "/home/me/.ssh/id",
-        "HOME": "/root/longenough",
+        "HOME": "/home/me/longenough",
     }
     redaction = Redaction(environment)
     assert redaction("hf_abcdefgh abc/def+ghi") == f"{STRUCK_OUT} {STRUCK_OUT}"
-    kept = "falsefalse relative/place /home/me/.ssh/id /root/longenough"
+    kept = "falsefalse relative/place /home/me/.ssh/id /home/me/longenough"
     assert redaction(kept) == kept
     assert secret_in("x hf_abcdefgh", environment) == (
         "the value of the environment variable HF_TOKEN"

@@ -25,9 +25,26 @@ HEALTH = {
 }
 RAY = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats",
        "--object-store-memory", str(80 << 20)]  # fmt: skip
+STARTED = "Ray runtime started"
 
 
-@pytest.mark.slow
+def start(
+    net: networks.Network, namespace: str, words: list[str], log: Path, env: dict[str, str]
+) -> None:
+    """Start a node, and wait until it runs.
+
+    One after the other: they share a session's folder here, and two that start at the same moment
+    take the same names for their sockets.
+    """
+    before = log.read_text().count(STARTED) if log.exists() else 0
+    process = net.start(namespace, [*RAY, *words], log=log, env=env)
+    until = monotonic() + 120
+    while log.read_text().count(STARTED) == before:
+        assert process.poll() is None, log.read_text()[-3000:]
+        assert monotonic() < until, log.read_text()[-3000:]
+        sleep(0.1)
+
+
 @pytest.mark.skipif(not networks.can_make(), reason="needs root, and network namespaces")
 def test_both_sides_of_a_partition_finish_and_one_part_counts(tmp_path: Path) -> None:
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
@@ -41,10 +58,10 @@ def test_both_sides_of_a_partition_finish_and_one_part_counts(tmp_path: Path) ->
         head = ["--head", "--port", "6379", "--node-ip-address", net.address(net.hub),
                 "--num-cpus", "0", "--include-dashboard", "false", "--temp-dir", short,
                 "--system-config", json.dumps(HEALTH)]  # fmt: skip
-        net.start(net.hub, [*RAY, *head], log=log, env=env)
+        start(net, net.hub, head, log, env)
         for host in net.hosts:
             joins = ["--address", address, "--node-ip-address", net.address(host)]
-            net.start(host, [*RAY, *joins, "--num-cpus", "1"], log=log, env=env)
+            start(net, host, [*joins, "--num-cpus", "1"], log, env)
         program = Path(__file__).with_name("partition_trial.py")
         printed = tmp_path / "printed"
         driver = net.start(
