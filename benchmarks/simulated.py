@@ -20,6 +20,7 @@ from pathlib import Path
 from time import perf_counter, sleep
 from typing import Any
 
+from cluster.parts import encode_part
 from cluster.plan import (
     Block,
     Cell,
@@ -46,7 +47,9 @@ class SimulatedWorker:
         return {"worker": self.name, "device": "cpu", "node": self.node, "pid": os.getpid()}
 
     def load_configuration(self, name: str) -> None:
+        """Loads nothing, and warms up: a process's first part costs it imports."""
         self.plan.configuration(name)
+        encode_part("generations", [], {})
 
     def run(self, block: str, keys: Sequence[str]) -> list[dict[str, Any]]:
         todo = Block.model_validate_json(block)

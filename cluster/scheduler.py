@@ -26,11 +26,11 @@ from cluster.outcome import Outcome
 from cluster.plan import Plan
 from cluster.preflight import preflight, room_for
 from cluster.progress import Progress
+from cluster.remote_worker import RemoteWorker
 from cluster.results import Results
 from cluster.slot import Slot, Task
 from cluster.stall import write_stall
 from cluster.watch import Watch
-from cluster.worker import RemoteWorker
 from optim.errors import InputError
 
 __all__ = ["Limits", "Outcome", "Scheduler", "preflight"]

@@ -1,6 +1,6 @@
 """`Worker`: loads the trial's models on one device, runs blocks, commits their cells itself.
 
-A plain class, so that it is tested without a cluster; `RemoteWorker` is the same as a Ray actor.
+A plain class, so that it is tested without a cluster; `cluster.remote_worker` makes an actor of it.
 Completions never travel to the driver: it gets receipts.
 """
 
@@ -17,13 +17,11 @@ from time import perf_counter
 from typing import Any
 
 import psutil
-import ray
 import torch
 
 from cluster.arm import Arm, load_source, make_arm
 from cluster.completion import Completion, Request
 from cluster.engine import Engine
-from cluster.logs import attach_worker_log, run_logger
 from cluster.node_cache import NodeCache
 from cluster.plan import Block, Cell, Configuration, Plan
 from cluster.prefixes import PrefixStore
@@ -35,13 +33,10 @@ from cluster.rows import (
     generation_row,
     likelihood_row,
 )
-from cluster.run_metrics import WorkerMetrics
 from cluster.sampling import SamplingParams
 from optim.errors import InputError, SequenceError
 from optim.model import LanguageModel, fingerprint
 from optim.registry import Optimization, apply_all, optimization
-
-log = run_logger("optrial.worker")
 
 
 class Worker:
@@ -346,38 +341,3 @@ class Worker:
             for row in self.results.prompts().to_pylist():
                 self._prompts.setdefault(row["dataset"], []).append(row)
         return self._prompts[cell.dataset][cell.start : cell.stop]
-
-
-class ReportingWorker(Worker):
-    """A worker that says in Ray's logs and metrics what it does."""
-
-    def __init__(self, plan: str, index: int) -> None:
-        super().__init__(plan, index)
-        attach_worker_log(self.plan.run_id, self.name)
-        self.metrics = WorkerMetrics(self.plan.run_id, self.name)
-
-    def load_configuration(self, name: str) -> None:
-        start = perf_counter()
-        super().load_configuration(name)
-        log.info("loaded", extra={"configuration": name, "seconds": perf_counter() - start})
-
-    def committed(self, cell: Cell, receipt: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-        log.info(
-            "duplicate" if receipt["is_duplicate"] else "cell committed",
-            extra={
-                "cell": cell.key,
-                "block": facts["block"],
-                "configuration": cell.configuration,
-                "dataset": cell.dataset,
-                "shard": cell.shard,
-                "seed": cell.seed,
-                "attempt": facts["attempt"],
-                "rows": receipt["rows"],
-                "wall_s": receipt["wall_s"],
-            },
-        )
-        self.metrics.committed(receipt, facts)
-
-
-RemoteWorker = ray.remote(ReportingWorker)
-"""The worker as an actor; the scheduler gives it its resources and never lets Ray restart it."""
