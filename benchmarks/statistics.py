@@ -8,7 +8,6 @@ last line JSON. `tests/test_calibration.py` runs the same with fewer trials.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -279,9 +278,6 @@ def families(trials: int, seed: int = 0) -> list[Rate]:
     """
     rng = np.random.default_rng([seed, 400])
     any_alarm, false_share = 0, 0.0
-    # statsmodels collects garbage at every call of Holm's, and would look through all that was
-    # imported, which takes up to half a second; what is frozen is passed over.
-    gc.freeze()
     for _ in range(trials):
         values = (rng.normal(size=(30, 1)) + rng.normal(size=(30, 10))) / math.sqrt(2)
         zeros = np.zeros(30)
@@ -291,7 +287,6 @@ def families(trials: int, seed: int = 0) -> list[Rate]:
         mixed = [difference_effect(zeros, column).p for column in values.T]
         found = [p is not None and p <= ALPHA for p in benjamini_hochberg(mixed)]
         false_share += sum(found[5:]) / max(1, sum(found))
-    gc.unfreeze()
     return [
         Rate("Holm, 10 tests", "family-wise rate", any_alarm, trials, 0.0, 0.05),
         Rate("BH, 10 tests", "false discovery rate", round(false_share), trials, 0.0, 0.05),

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 from collections import Counter
@@ -85,9 +86,11 @@ class FaultyWorker(SimulatedWorker):
         if self._meets(f"memory-{name}"):
             raise MemoryError
         if self._meets(f"exhaust-{name}"):
-            taken = [bytearray(os.urandom(1 << 20)) * 64]
+            taken = []
             while True:
-                taken.append(bytearray(taken[0]))
+                taken.append(mmap.mmap(-1, 64 << 20))
+                taken[-1].madvise(mmap.MADV_HUGEPAGE)
+                taken[-1][:: mmap.PAGESIZE] = bytes(len(taken[-1]) // mmap.PAGESIZE)
                 sleep(0.005)
         receipt = super().run_cell(cell, attempt, order, block)
         self._note("cell")

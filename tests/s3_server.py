@@ -70,13 +70,14 @@ class Switch:
         if self.state.get("reset"):
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             return []
-        return _answer(start, self.state["status"], self.state["code"])
+        is_head = environ["REQUEST_METHOD"] == "HEAD"
+        return _answer(start, self.state["status"], self.state["code"], has_body=not is_head)
 
 
-def _answer(start: Any, status: str, code: str) -> list[bytes]:
+def _answer(start: Any, status: str, code: str, has_body: bool = True) -> list[bytes]:
     body = ERROR.format(code=code).encode()
     start(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
-    return [body]
+    return [body] if has_body else []
 
 
 class S3:

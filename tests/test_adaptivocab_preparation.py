@@ -84,6 +84,17 @@ def test_the_demo_model_is_adapted(tmp_path: Path) -> None:
     assert adapted.tokenizer.decode(adapted.tokenizer(TEXTS[3])["input_ids"]) == TEXTS[3]
 
 
+def test_segments_are_shorter_where_the_model_has_no_room(tmp_path: Path) -> None:
+    """The models here have 256 positions, and a segment of 2 KiB more tokens."""
+    lm = model("llama")
+    assert max(len(lm.tokenizer(text)["input_ids"]) for text in cut(TEXTS, 2048)) > 256
+    manifest = Artifact.open(prepared(lm, tmp_path, expand=40, segment_bytes=2048)).manifest
+    assert manifest.tuning is not None
+    assert manifest.control is not None
+    assert manifest.tuning["text_bytes"] == manifest.control["text_bytes"] > 2048
+    assert manifest.quality.adapted_tuned is not None
+
+
 def test_rows_of_kept_ids_are_the_models_own(tmp_path: Path) -> None:
     for architecture, mode in (("llama", "replace"), ("phi", "replace"), ("gpt2", "expand")):
         lm = model(architecture)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import tiny_models
@@ -45,6 +47,38 @@ def test_segments_refuse_what_is_no_text() -> None:
         list(segments.cut(["a\udc80"]))
     with pytest.raises(InputError, match="segment_bytes"):
         list(segments.cut(["a"], 3))
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]))), st.integers(8, 30))
+def test_segments_that_have_too_many_tokens_are_cut_until_they_fit(
+    texts: list[str], room: int
+) -> None:
+    tokenizer = tiny_models.tokenizer()
+    found = list(segments.fitting(texts, [tokenizer], room))
+    assert "".join(found) == "".join(texts)
+    assert all(len(tokenizer(each)["input_ids"]) <= room for each in found)
+    short = [text for text in texts if len(tokenizer(text)["input_ids"]) <= room]
+    assert [each for each in found if each in short] == short or len(found) > len(texts)
+
+
+def test_the_tokenizer_with_the_most_tokens_decides_what_fits() -> None:
+    text = TEXTS[0]
+    words, characters = _Counted(str.split), _Counted(list)
+    assert list(segments.fitting([text], [words], 100)) == [text]
+    for tokenizers in ([words, characters], [characters, words]):
+        found = list(segments.fitting([text], tokenizers, 100))
+        assert "".join(found) == text
+        assert all(len(each) <= 100 for each in found)
+
+
+class _Counted:
+    """A tokenizer of which the number of tokens is known."""
+
+    def __init__(self, split: Callable[[str], list[str]]) -> None:
+        self.split = split
+
+    def __call__(self, text: str, **kwargs: Any) -> dict[str, list[str]]:
+        return {"input_ids": self.split(text)}
 
 
 @pytest.mark.parametrize("num_processes", [1, 2, 3])

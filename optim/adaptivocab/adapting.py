@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from optim.adaptivocab.folders import (
     write_model,
 )
 from optim.adaptivocab.manifest import Quality
-from optim.adaptivocab.segments import cut
+from optim.adaptivocab.segments import cut, fitting
 from optim.adaptivocab.texts import batches
 from optim.adaptivocab.tokens import Tokens
 from optim.model import LanguageModel, load_tokenizer
@@ -74,28 +75,28 @@ class Adapting:
         )
         made.config.save_pretrained(folder)  # By it the tokenizer is found.
         if settings.calibrate and not self.is_tied:
-            self._calibrate(made, load_tokenizer(str(folder)))
+            self._calibrate(made, folder)
         write_model(made, folder, dtype)
         if self._has_control:
             # The same room to learn in: untied where the adapted model is.
             write_model(extend(self.lm.model, {}, tied=settings.tied), folder / CONTROL, dtype)
             self.lm.tokenizer.save_pretrained(folder / CONTROL)
 
-    def _calibrate(self, made: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        texts = self.texts.train
+    def _calibrate(self, made: PreTrainedModel, folder: Path) -> None:
+        tokenizer, texts = load_tokenizer(str(folder)), self.texts.train
         calibrate(
             made,
             self.lm,
             self.tokens.expansions(),
             _counts(tokenizer, texts),
             _counts(self.lm.tokenizer, texts),
-            self._tuning_segments()[0],
+            self._tuning_segments(folder)[0],
         )
 
     def tune(self, folder: Path, work: Path) -> tuple[Quality, Facts]:
         """Tune both models where they lie; their quality, and what was done."""
         settings, device = self.settings, self.lm.device.type
-        held_out = list(cut(self.texts.held_out, settings.segment_bytes))
+        held_out = list(chain.from_iterable(self._segments(folder, self.texts.held_out)))
         folders = {"adapted": folder}
         if self._has_control:
             folders["control"] = folder / CONTROL
@@ -105,7 +106,7 @@ class Adapting:
         if not settings.tune:
             quality = Quality(base=base, tuned=None, adapted=before, adapted_tuned=None)
             return quality, {}
-        facts = self._tune_all(folders, work)
+        facts = self._tune_all(folder, folders, work)
         self.on_stage("measuring bits per byte after tuning")
         after = {name: measure_folder(each, held_out, device) for name, each in folders.items()}
         quality = Quality(
@@ -113,8 +114,8 @@ class Adapting:
         )
         return quality, facts
 
-    def _tune_all(self, folders: dict[str, Path], work: Path) -> Facts:
-        segments, ends = self._tuning_segments()
+    def _tune_all(self, folder: Path, folders: dict[str, Path], work: Path) -> Facts:
+        segments, ends = self._tuning_segments(folder)
         new_ids = [token.id for token in self.tokens.new]
         calls = [
             partial(
@@ -137,7 +138,18 @@ class Adapting:
             self.resources.run(calls, self.on_stage)
         return {name: read_facts(work / name) for name in folders}
 
-    def _tuning_segments(self) -> tuple[list[str], list[bool]]:
+    def _segments(self, folder: Path, texts: Iterable[str]) -> Iterator[list[str]]:
+        """Those of each text: of as many bytes as the settings say, or less where a model would
+        have no room for that many tokens, whichever of the two tokenizers made them."""
+        config = self.lm.model.config.get_text_config(decoder=True)
+        room = getattr(config, "max_position_embeddings", None)
+        tokenizers = [self.lm.tokenizer, load_tokenizer(str(folder))]
+        for text in texts:
+            found = cut([text], self.settings.segment_bytes)
+            # A start token stands in front of them, and an end token may follow.
+            yield list(fitting(found, tokenizers, room - 2) if room else found)
+
+    def _tuning_segments(self, folder: Path) -> tuple[list[str], list[bool]]:
         """Training texts up to the bytes that are to be tuned on, and where texts end.
 
         By the hash of the texts, so that a part of a corpus is a sample of all of it.
@@ -145,8 +157,8 @@ class Adapting:
         left = int(self.settings.tune_mib * MIB)
         segments: list[str] = []
         ends: list[bool] = []
-        for text in sorted(self.texts.train, key=_digest):
-            for segment in cut([text], self.settings.segment_bytes):
+        for found in self._segments(folder, sorted(self.texts.train, key=_digest)):
+            for segment in found:
                 left -= len(segment.encode())
                 if left < 0 and segments:
                     return segments, ends

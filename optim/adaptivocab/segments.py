@@ -46,6 +46,26 @@ def cut(texts: Iterable[str], num_bytes: int = SEGMENT_BYTES) -> Iterator[str]:
             start = end
 
 
+def fitting(
+    segments: Iterable[str], tokenizers: Sequence[PreTrainedTokenizerBase], num_tokens: int
+) -> Iterator[str]:
+    """Segments with at most `num_tokens` tokens in all of the tokenizers.
+
+    Those with more are cut in halves, as `cut` does it, until they fit; what they concatenate to
+    stays the same, so that every model sees the same text.
+    """
+    for segment in segments:
+        half = (size_bytes(segment) + 1) // 2
+        if half < 4 or all(_num_tokens(each, segment) <= num_tokens for each in tokenizers):
+            yield segment
+        else:
+            yield from fitting(cut([segment], half), tokenizers, num_tokens)
+
+
+def _num_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
+    return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
 def size_bytes(text: str) -> int:
     """Its length in UTF-8; InputError where it has a lone surrogate."""
     return len(_encoded(text))

@@ -29,7 +29,8 @@ class Tuning(BaseModel):
     """Bytes of text to a step of the optimiser, over all processes; whole segments. The paper has
     some 100 kB, which leaves a small text too few steps."""
     segment_bytes: Annotated[int, Field(ge=4)] = SEGMENT_BYTES
-    """Most bytes of a segment of text, which is what the model sees at once."""
+    """Most bytes of a segment of text, which is what the model sees at once; less where the model
+    has no room for so many tokens."""
     pass_bytes: Annotated[int, Field(ge=1)] = 8192
     """Bytes of text that a device takes at once; less needs less memory, and more passes a step."""
     trained_layers: Literal["first_and_last", "none", "all"] = "first_and_last"
