@@ -117,10 +117,14 @@ class Compacted:
     def covered(self) -> dict[str, Covered]:
         """Part name -> what it was. Read from a file that must have been checked before."""
         if self._covered is None:
-            table = pq.read_table(pa.BufferReader(self.store.read(self.index.name)))
-            columns = (table[name].to_pylist() for name in COVERED_SCHEMA.names)
-            self._covered = {row[0]: Covered(*row) for row in zip(*columns, strict=True)}
+            rows = (Covered(*row) for row in zip(*self._columns(), strict=True))
+            self._covered = {row.name: row for row in rows}
         return self._covered
+
+    def _columns(self) -> list[list[Any]]:
+        """Of its index, in the schema's order."""
+        table = pq.read_table(pa.BufferReader(self.store.read(self.index.name)))
+        return [table[name].to_pylist() for name in COVERED_SCHEMA.names]
 
     def split(self, parts: Sequence[Part], sha256_of: Callable[[Part], str]) -> Split:
         """Which of all parts its rows stand for.
@@ -128,19 +132,20 @@ class Compacted:
         `sha256_of` is asked where a covered part has its size but another time of change, as all
         have after a copy of the folder.
         """
-        covered, stale, fresh = self.covered, set[str](), []
-        names = set()
+        # Not `covered`: an object for each part costs as much as all else that a query does.
+        names, keys, sizes, versions, digests, _ = self._columns()
+        places = dict(zip(names, range(len(names)), strict=True))
+        stale, fresh = set[str](), []
         for part in parts:
-            names.add(part.name)
-            known = covered.get(part.name)
-            if known is None:
+            place = places.pop(part.name, None)
+            if place is None:
                 fresh.append(part)
-            elif part.num_bytes != known.num_bytes or (
-                part.version != known.version and sha256_of(part) != known.sha256
+            elif part.num_bytes != sizes[place] or (
+                part.version != versions[place] and sha256_of(part) != digests[place]
             ):
-                stale.add(known.key)
+                stale.add(keys[place])
                 fresh.append(part)
-        stale |= {each.key for name, each in covered.items() if name not in names}
+        stale |= {keys[place] for place in places.values()}
         # A key of which two parts were copied, one of them no cell: all its rows are read anew.
         known_fresh = {part.name for part in fresh}
         fresh += [p for p in parts if p.key in stale and p.name not in known_fresh]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,8 +18,7 @@ KINDS: tuple[Kind, ...] = ("generations", "likelihoods")
 PROMPTS_FILE = "inputs/prompts.parquet"
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """One committed file."""
 
     name: str

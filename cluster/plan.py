@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -329,5 +330,6 @@ def cell_key(
     return hashlib.sha256(f"[{SCHEMA_VERSION},{names},{numbers}]".encode()).hexdigest()[:16]
 
 
+@lru_cache(4096)
 def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)

@@ -56,6 +56,8 @@ def readable(results: Results) -> Readable:
     """
     checked = Checked(results.store)
     compacted = sound_generation(results, checked)
+    # Before the parts, with whom is kept what was checked.
+    prompts = _prompts(results, checked)
     parts, others = results.cell_parts()
     foreign = tuple(part.name for part in others)
     _say(results, foreign)
@@ -65,7 +67,7 @@ def readable(results: Results) -> Readable:
         parts, stale = list(split.fresh), split.stale
     check_parts(results, checked, parts)
     by_kind = {kind: tuple(p for p in parts if p.kind == kind) for kind in KINDS}
-    return Readable(compacted, by_kind, stale, _prompts(results, checked), foreign)
+    return Readable(compacted, by_kind, stale, prompts, foreign)
 
 
 def _say(results: Results, foreign: tuple[str, ...]) -> None:

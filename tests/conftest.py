@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -19,8 +20,25 @@ import torch
 # Fixtures of every test.
 from cuda_arenas import arena, driver  # noqa: F401
 from program import run  # noqa: F401
+from xdist.scheduler import LoadFileScheduling
 
 torch.set_num_threads(1)
+
+CLUSTERS = {"driver_kill", "lost_nodes", "memory_failures", "partition", "scheduler"}
+CLUSTERS |= {"submit_cluster", "two_drivers", "worker_failures"}
+
+
+class ClustersInTurn(LoadFileScheduling):  # type: ignore[misc]
+    """By files; but whole clusters, which are measured against clocks, never two at once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = Path(super()._split_scope(nodeid))
+        return "clusters" if file.stem.removeprefix("test_") in CLUSTERS else str(file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
+    return ClustersInTurn(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
@@ -328,6 +327,6 @@ def test_fault_of_a_resumed_listing_names_sizes(results: Results) -> None:
     from cluster.soundness import unsound
 
     part = results.parts("generations")[0]
-    short = dataclasses.replace(part, num_bytes=5)
+    short = part._replace(num_bytes=5)
     [fault] = unsound(results.store, [short], Receipts(results.store))
     assert "has 5 bytes instead of" in fault.problem
