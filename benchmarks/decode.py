@@ -86,9 +86,12 @@ class Bytes:
         return self.blocks * (1 - sparsity) + self.adapters + self.head
 
 
-def dense_model(name: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """Random weights of the model's shapes."""
+def dense_model(
+    name: str, dtype: torch.dtype, device: torch.device, vocab_size: int | None = None
+) -> PreTrainedModel:
+    """Random weights of the model's shapes, with as many tokens as are asked for."""
     kind, config = MODELS[name]()
+    config.vocab_size = vocab_size or config.vocab_size
     with no_init_weights():
         model = kind(config).to(dtype)
     generator = torch.Generator().manual_seed(0)

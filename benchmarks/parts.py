@@ -256,15 +256,18 @@ def show(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="2,000 parts, and 40,000 rows")
+    parser.add_argument("--parts", type=int, help="of 20 rows, in one trial alone")
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help="where the trials are, or are written; kept")
     options = parser.parse_args()
     if options.step:
         print(json.dumps(run_step(options.step, options.folder)))
         return
-    sizes = (
-        [(2_000, 20), (20, 2_000)] if options.quick else [(10_000, 20), (100_000, 20), (500, 2_000)]
-    )
+    sizes = [(10_000, 20), (100_000, 20), (500, 2_000)]
+    if options.quick:
+        sizes = [(2_000, 20), (20, 2_000)]
+    if options.parts:
+        sizes = [(options.parts, 20)]
     with tempfile.TemporaryDirectory(prefix="optrial-parts-") as temporary:
         base = options.folder or temporary
         rows = [measure(f"{base}/{parts}x{each}", parts, each) for parts, each in sizes]

@@ -276,7 +276,7 @@ def test_interrupted_trial_is_resumed(
     run: Run, trial: Callable[..., Path], tmp_path: Path, stop: signal.Signals
 ) -> None:
     """Ctrl-C (to the whole process group, as a terminal sends it) keeps what is committed."""
-    spec = trial(seeds=40)
+    spec = trial(seeds=20)
     # A shell starts what runs in its background with SIGINT ignored, and children inherit that; a
     # signal that is handled here is the default there, as for what a terminal starts.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -307,7 +307,7 @@ def test_interrupted_trial_is_resumed(
     assert time.monotonic() - asked < 30
     results = Results(str(tmp_path / "out"))
     committed = results.committed_keys()
-    assert 20 <= len(committed) < 40 * 16
+    assert 20 <= len(committed) < 20 * 16
     mtimes = {p: p.stat().st_mtime_ns for p in parts.rglob("part-*")}
 
     code, out, err = run("evaluate", spec)

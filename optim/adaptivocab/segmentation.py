@@ -181,18 +181,21 @@ class Segmenter:
                 reach += 1
             if not found:
                 continue
-            if at >= end:
-                if starts:
-                    _solve(starts, matches, ids, end, made)
-                    starts.clear()
-                    matches.clear()
-                if end < at:
-                    made += ids[end:at]
-            starts.append(at)
-            matches.append(found)
-            reach = at + found[-1][0]
-            if reach > end:
-                end = reach
+            if at < end:
+                starts.append(at)
+                matches.append(found)
+                reach = at + found[-1][0]
+                if reach > end:
+                    end = reach
+                continue
+            if len(starts) > 1:
+                _solve(starts, matches, ids, end, made)
+            elif starts:
+                made.append(matches[0][-1][1])
+            if end < at:
+                made += ids[end:at]
+            starts, matches = [at], [found]
+            end = at + found[-1][0]
         if starts:
             _solve(starts, matches, ids, end, made)
         made += ids[end:]
@@ -207,6 +210,9 @@ def _solve(
     length, token = matches[0][-1]
     if length == end - start:  # one token covers all of it
         made.append(token)
+        return
+    if len(starts) == 2:
+        _solve_two(starts, matches, ids, end, made)
         return
     beyond = end - start
     saved = [0] * (beyond + 1)  # by position: most tokens saved from there to the end
@@ -233,6 +239,30 @@ def _solve(
             done = at + pick[0]
     if done < end:
         made += ids[done:end]
+
+
+def _solve_two(
+    starts: list[int], matches: list[_Matches], ids: list[int], end: int, made: list[int]
+) -> None:
+    """The same for the most frequent island that leaves a choice: the first match's longest token,
+    which reaches into the second's, or the second's longest behind what of the first still fits."""
+    start, second = starts
+    length, token = matches[0][-1]
+    size, last = matches[1][-1]
+    before: tuple[int, int] | None = None
+    for match in matches[0]:
+        if match[0] > second - start:
+            break
+        before = match
+    if length >= size + (before[0] - 1 if before else 0):
+        made.append(token)
+        made += ids[start + length : end]
+        return
+    if before:
+        made.append(before[1])
+        start += before[0]
+    made += ids[start:second]
+    made.append(last)
 
 
 def _replaced(ids: Sequence[int], table: Mapping[int, tuple[int, ...]]) -> list[int]:
