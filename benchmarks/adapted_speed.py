@@ -54,7 +54,7 @@ class Rival:
     def ids(self, text: str) -> list[int]:
         return [START, *self.tokenizer.encode(text, add_special_tokens=False).ids]
 
-    def say(self, ids: Sequence[int]) -> float:
+    def wall_s(self, ids: Sequence[int]) -> float:
         """Seconds of one step for each id, behind those before it."""
         cache = DynamicCache()
         start = perf_counter()
@@ -88,14 +88,14 @@ def chunks(corpus: Corpus, number: int, num_bytes: int) -> list[str]:
 def measure(rivals: Mapping[str, Rival], texts: Sequence[str]) -> dict[str, Any]:
     """Each text by each rival, which change places from one to the next."""
     for rival in rivals.values():
-        rival.say(rival.ids(texts[0])[:WARM_UP])
+        rival.wall_s(rival.ids(texts[0])[:WARM_UP])
     rows = []
     names = list(rivals)
     for place, text in enumerate(texts):
         row: dict[str, Any] = {"bytes": len(text.encode())}
         for name in names[place % len(names) :] + names[: place % len(names)]:
             ids = rivals[name].ids(text)
-            row[name] = {"steps": len(ids), "wall_s": rivals[name].say(ids)}
+            row[name] = {"steps": len(ids), "wall_s": rivals[name].wall_s(ids)}
         rows.append(row)
         say(f"{place + 1} of {len(texts)}: {row}")
     return {"texts": rows, "rivals": {name: _summary(rows, name) for name in names}}

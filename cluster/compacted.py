@@ -132,7 +132,7 @@ class Compacted:
         `sha256_of` is asked where a covered part has its size but another time of change, as all
         have after a copy of the folder.
         """
-        # Not `covered`: an object for each part costs as much as all else that a query does.
+        # Not `covered`: every query comes here, and has no use for an object for each part.
         names, keys, sizes, versions, digests, _ = self._columns()
         places = dict(zip(names, range(len(names)), strict=True))
         stale, fresh = set[str](), []

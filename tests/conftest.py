@@ -43,8 +43,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileSche
 
 
 def pytest_collection_finish() -> None:
-    """What all the imports left is looked through by every full collection of garbage: half a
-    second each time."""
+    """What all the imports left would be looked through by every full collection of garbage."""
     gc.collect()
     gc.freeze()
 

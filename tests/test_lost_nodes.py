@@ -52,7 +52,7 @@ def test_a_node_that_is_lost_costs_what_was_in_flight_on_it(
     assert found["executions"] <= 61
     assert found["loads"] == 3
     assert found["recovered_s"] < figures.limit(within_s)
-    require_sound(plan, Results(plan.output))
+    require_sound(plan, Results(plan.output), num_killed=1)
 
 
 def test_a_worker_that_outlives_its_node_commits_first_and_once(tmp_path: Path) -> None:

@@ -42,4 +42,4 @@ def test_a_trial_survives_a_kill_every_five_seconds(tmp_path: Path) -> None:
     assert found["num_executions"] <= found["num_cells"] + found["num_kills"] * in_flight
     assert found["driver_growth_bytes"] < 50 << 20
     results = Results(str(tmp_path / "out"))
-    require_sound(results.plan(), results)
+    require_sound(results.plan(), results, num_killed=found["num_kills"] * in_flight)

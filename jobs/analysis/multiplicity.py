@@ -30,8 +30,8 @@ def benjamini_hochberg(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def _stepped_down(p_N: P) -> P:
-    """statsmodels has it too, but collects garbage at each call, which takes up to half a second
-    in a process with torch in it."""
+    """statsmodels has it too, but collects garbage at each call, and looks through all that torch
+    and transformers have imported for it: reports call this often."""
     order_N = np.argsort(p_N)
     stepped_N = np.maximum.accumulate(p_N[order_N] * np.arange(len(p_N), 0, -1))
     found_N = np.empty_like(p_N)

@@ -54,6 +54,7 @@ class Adapting:
     ) -> None:
         self.settings, self.lm, self.texts, self.tokens = settings, lm, texts, tokens
         self.resources, self.on_stage = resources, on_stage
+        self._tuned_on: tuple[list[str], list[bool]] | None = None
 
     @property
     def is_tied(self) -> bool:
@@ -143,17 +144,26 @@ class Adapting:
         have no room for that many tokens, whichever of the two tokenizers made them."""
         config = self.lm.model.config.get_text_config(decoder=True)
         room = getattr(config, "max_position_embeddings", None)
+        # Tokens are at most as many as bytes, but for what a normaliser adds.
+        if room is None or room >= 2 * self.settings.segment_bytes:
+            yield from (list(cut([text], self.settings.segment_bytes)) for text in texts)
+            return
         tokenizers = [self.lm.tokenizer, load_tokenizer(str(folder))]
         for text in texts:
-            found = cut([text], self.settings.segment_bytes)
             # A start token stands in front of them, and an end token may follow.
-            yield list(fitting(found, tokenizers, room - 2) if room else found)
+            found = fitting(cut([text], self.settings.segment_bytes), tokenizers, room - 2)
+            yield list(found)
 
     def _tuning_segments(self, folder: Path) -> tuple[list[str], list[bool]]:
-        """Training texts up to the bytes that are to be tuned on, and where texts end.
+        """Training texts up to the bytes that are to be tuned on, and where texts end; made once.
 
         By the hash of the texts, so that a part of a corpus is a sample of all of it.
         """
+        if self._tuned_on is None:
+            self._tuned_on = self._found_segments(folder)
+        return self._tuned_on
+
+    def _found_segments(self, folder: Path) -> tuple[list[str], list[bool]]:
         left = int(self.settings.tune_mib * MIB)
         segments: list[str] = []
         ends: list[bool] = []
