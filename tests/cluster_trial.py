@@ -17,7 +17,7 @@ from time import monotonic
 from typing import Any
 
 import ray
-from faulty_worker import RemoteFaulty, events
+from faulty_worker import RemoteFaulty, events, held
 from ray.cluster_utils import Cluster
 
 from benchmarks.simulated import prepared, simulated_plan
@@ -48,11 +48,13 @@ class Trial:
     """One run, watched, with something done to the cluster while it runs.
 
     `disturb` is called by the scheduler's loop, until it says that it has done it: only the main
-    thread may start nodes.
+    thread may start nodes. `holds` keep executions waiting, each until what it waits for has
+    happened: a busy machine may take longer to notice a loss than the whole trial lasts.
     """
 
     def __init__(self, plan: Plan, disturb: Callable[[], bool]) -> None:
         self.plan, self.disturb = plan, disturb
+        self.holds: dict[Path, Callable[[], bool]] = {}
         self.disturbed = 0.0
         self.seen: list[tuple[float, int, int]] = []
         self.scheduler = Scheduler(
@@ -65,13 +67,24 @@ class Trial:
             at = monotonic()
             self.disturbed = at if self.disturb() else 0.0
         self.seen.append((monotonic(), progress.num_workers, progress.retries))
+        for hold in [hold for hold, is_over in self.holds.items() if is_over()]:
+            hold.unlink()
+            del self.holds[hold]
+
+    def _noticed(self) -> list[float]:
+        """Times at which it was known that an execution was lost."""
+        at = self.disturbed
+        return [t for t, _, retries in self.seen if at and t > at and retries]
+
+    def whole(self) -> list[float]:
+        """Times after that at which both workers were there."""
+        noticed = self._noticed()
+        return [t for t, workers, _ in self.seen if noticed and t > noticed[0] and workers == 2]
 
     def run(self) -> dict[str, Any]:
         self.scheduler.start()
         outcome = self.scheduler.run()
-        at = self.disturbed
-        noticed = [t for t, _, retries in self.seen if t > at and retries]
-        whole = [t for t, workers, _ in self.seen if noticed and t > noticed[0] and workers == 2]
+        at, noticed, whole = self.disturbed, self._noticed(), self.whole()
         done = events(self.plan)
         return {
             "is_complete": outcome.is_complete,
@@ -99,7 +112,9 @@ def remove_node(folder: Path, *, is_fast: bool) -> dict[str, Any]:
         cluster.add_node(**NODE)
         return True
 
-    found = Trial(plan, disturb).run()
+    trial = Trial(plan, disturb)
+    trial.holds[held(plan, 50, 1000)] = lambda: bool(trial.whole())
+    found = trial.run()
     ray.shutdown()
     cluster.shutdown()
     return found
@@ -110,17 +125,20 @@ def kill_raylet(folder: Path, *, is_fast: bool) -> dict[str, Any]:
     cluster = started_cluster(is_fast=is_fast)
     orphaned = cluster.add_node(**NODE)
     cluster.add_node(**NODE)
-    plan = simulated_plan(folder, num_shards=6, latency_s=6.0, workers=WorkerResources(count=2))
+    plan = simulated_plan(folder, num_shards=6, latency_s=0.5, workers=WorkerResources(count=2))
     raylet = orphaned.all_processes["raylet"][0].process.pid
 
     def disturb() -> bool:
-        if events(plan)["run"] < 2:
+        if events(plan)["begin"] < 2:
             return False
         os.kill(raylet, signal.SIGKILL)
         cluster.add_node(**NODE)
         return True
 
-    found = Trial(plan, disturb).run()
+    trial = Trial(plan, disturb)
+    trial.holds[held(plan, 1, 2)] = lambda: events(plan)["begin"] > 2
+    trial.holds[held(plan, 3, 3)] = lambda: events(plan)["cell"] > 1
+    found = trial.run()
     ray.shutdown()
     cluster.shutdown()
     return found

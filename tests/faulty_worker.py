@@ -3,6 +3,9 @@
 `faults/once-<fault>` is met by one process; `faults/<fault>` by all. Faults: `kill`, `hang`, and
 `raise`, `memory`, `exhaust` with `-<configuration>`; `load-kill`, `load-raise`, `load-memory` with
 `-<configuration>`. They come after the first cell of a call is committed, or in the load.
+
+`faults/hold-<from>-<to>` holds the executions that begin as number <from> to <to> of the trial,
+until the file is gone: what has to happen meanwhile happens, however busy the machine is.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import signal
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from time import sleep
+from time import monotonic, sleep
 from typing import Any
 
 import ray
@@ -21,11 +24,20 @@ import ray
 from benchmarks.simulated import SimulatedWorker
 from cluster.plan import Block, Cell, Plan
 
+HELD_AT_MOST_S = 150.0
+
 
 def set_fault(plan: Plan, name: str) -> None:
     folder = Path(plan.output).parent / "faults"
     folder.mkdir(exist_ok=True)
     (folder / name).touch()
+
+
+def held(plan: Plan, first: int, last: int) -> Path:
+    """Executions from number `first` to `last` wait, until the file that is returned is removed."""
+    name = f"hold-{first}-{last}"
+    set_fault(plan, name)
+    return Path(plan.output).parent / "faults" / name
 
 
 def events(plan: Plan) -> Counter[str]:
@@ -60,6 +72,16 @@ class FaultyWorker(SimulatedWorker):
             return False
         return True
 
+    def _wait_where_held(self) -> None:
+        number = events(self.plan)["begin"]
+        for hold in (self.folder / "faults").glob("hold-*-*"):
+            first, last = map(int, hold.name.split("-")[1:])
+            if first <= number <= last:
+                until = monotonic() + HELD_AT_MOST_S
+                while hold.exists():
+                    assert monotonic() < until, f"{hold.name} is still there"
+                    sleep(0.02)
+
     def open(self) -> dict[str, Any]:
         self._note("open")
         return super().open()
@@ -92,6 +114,7 @@ class FaultyWorker(SimulatedWorker):
                 taken[-1].madvise(mmap.MADV_HUGEPAGE)
                 taken[-1][:: mmap.PAGESIZE] = bytes(len(taken[-1]) // mmap.PAGESIZE)
                 sleep(0.005)
+        self._wait_where_held()
         receipt = super().run_cell(cell, attempt, order, block)
         self._note("cell")
         if self._meets("kill"):
