@@ -19,8 +19,7 @@ class Tuning(BaseModel):
     """How often the text is seen; rounded to whole steps."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     """The highest one (AdamW); it falls to 0 along a cosine. The paper's, for models of 7 billion
-    parameters. On the demo model it is better than 2e-4 and 1e-3 with little text, and 1e-3 is
-    better with a MiB and more."""
+    parameters; a small one may want more."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Of matrices and rows; norms and biases have none."""
     warm_up: Annotated[float, Field(ge=0, lt=1)] = 0.1
