@@ -26,9 +26,9 @@ from tokenizers import Tokenizer
 from transformers import DynamicCache, PreTrainedModel
 
 from benchmarks.adapted_vocabulary import NOTHING, Vocabulary, say
-from benchmarks.decode import dense_model
 from benchmarks.domain_texts import DOMAINS, NUM_BYTES, read
 from benchmarks.machine import describe, median_and_spread
+from benchmarks.real_shapes import dense_model
 from optim.adaptivocab.building import Recipe
 from optim.adaptivocab.corpus import Corpus
 from optim.adaptivocab.embeddings import extend

@@ -13,7 +13,7 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -22,11 +22,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, StaticCache
-from transformers.initialization import no_init_weights
 
 from benchmarks.machine import describe, median_and_spread
+from benchmarks.real_shapes import MODELS, dense_model
 from optim.larosa import break_even
 from optim.larosa.architecture import architecture_of, layers_of
 from optim.larosa.build import Builder, Built, Selection, Weights
@@ -35,35 +35,6 @@ from optim.model import DTYPES
 
 CONTEXT, WARM_UP = 64, 3
 SPARSITIES = (0.25, 0.4, 0.5)
-
-
-def _llama(**sizes: int) -> Any:
-    config = LlamaConfig(max_position_embeddings=4096, eos_token_id=None, **sizes)
-    return LlamaForCausalLM, config
-
-
-MODELS: dict[str, Any] = {
-    "llama-3.2-1b": lambda: _llama(
-        vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16,
-        num_attention_heads=32, num_key_value_heads=8,
-    ),
-    "llama-2-7b": lambda: _llama(
-        vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32,
-        num_attention_heads=32, num_key_value_heads=32,
-    ),
-    "llama-3-8b": lambda: _llama(
-        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
-        num_attention_heads=32, num_key_value_heads=8,
-    ),
-    "phi-2": lambda: (
-        PhiForCausalLM,
-        PhiConfig(
-            vocab_size=51200, hidden_size=2560, intermediate_size=10240, num_hidden_layers=32,
-            num_attention_heads=32, max_position_embeddings=2048, partial_rotary_factor=0.4,
-            eos_token_id=None,
-        ),
-    ),
-}  # fmt: skip
 
 
 @dataclass
@@ -84,27 +55,6 @@ class Bytes:
 
     def _read(self, sparsity: float) -> float:
         return self.blocks * (1 - sparsity) + self.adapters + self.head
-
-
-def dense_model(
-    name: str, dtype: torch.dtype, device: torch.device, vocab_size: int | None = None
-) -> PreTrainedModel:
-    """Random weights of the model's shapes, with as many tokens as are asked for."""
-    kind, config = MODELS[name]()
-    config.vocab_size = vocab_size or config.vocab_size
-    with no_init_weights():
-        model = kind(config).to(dtype)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name_, parameter in model.named_parameters():
-            if "norm" in name_ and name_.endswith("weight"):
-                parameter.fill_(1.0)
-            elif name_.endswith("bias"):
-                parameter.zero_()
-            else:
-                parameter.normal_(std=0.02, generator=generator)
-    model.generation_config.eos_token_id = None
-    return model.eval().requires_grad_(False).to(device)
 
 
 class TransposedWeights:
@@ -168,12 +118,12 @@ class TransposedWeights:
 class Stepper:
     """One configuration at one batch size, a step at a time.
 
-    On a GPU the step is compiled into a graph over a static cache, dense or sparse alike: launches
-    would hide what reading weights costs.
+    On a GPU the step is a CUDA graph over a static cache, dense or sparse alike: launches would
+    hide what reading weights costs. It is captured as it is, or compiled by torch first.
     """
 
     def __init__(
-        self, model: Any, rows: int, vocabulary: int, device: torch.device, steps: int
+        self, model: Any, rows: int, vocabulary: int, device: torch.device, steps: int, graph: str
     ) -> None:
         self.device = device
         generator = torch.Generator().manual_seed(rows)
@@ -181,15 +131,18 @@ class Stepper:
         self.call = model
         cache: Any = DynamicCache()
         if device.type == "cuda":
-            cache = StaticCache(config=model.config, max_cache_len=CONTEXT + steps + WARM_UP)
-            self.call = torch.compile(model.forward, mode="reduce-overhead", fullgraph=True)
+            cache = StaticCache(config=model.config, max_cache_len=CONTEXT + steps + 2 * WARM_UP)
         with torch.inference_mode():
             out = model(input_ids=prompt, past_key_values=cache, use_cache=True, logits_to_keep=1)
         self.cache, self.ids = cache, out.logits[:, -1:].argmax(-1)
         self.place = torch.full((1, 1), CONTEXT, device=device)
+        self.run = self._next
+        if device.type == "cuda" and graph == "compiled":
+            self.call = torch.compile(model.forward, mode="reduce-overhead", fullgraph=True)
+        elif device.type == "cuda":
+            self.run = self._captured()
 
-    def step(self) -> float:
-        start = perf_counter()
+    def _next(self) -> None:
         with torch.inference_mode():
             out = self.call(
                 input_ids=self.ids,
@@ -197,20 +150,42 @@ class Stepper:
                 position_ids=self.place,
                 use_cache=True,
             )
-            self.ids = out.logits[:, -1:].argmax(-1)
+            self.ids.copy_(out.logits[:, -1:].argmax(-1))
+            self.place += 1
+
+    def _captured(self) -> Callable[[], None]:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP):
+                self._next()
+        torch.cuda.current_stream().wait_stream(side)
+        made = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(made):
+            self._next()
+        return made.replay
+
+    def step(self) -> float:
+        """Seconds of one step."""
+        start = perf_counter()
+        self.run()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        spent = perf_counter() - start
-        self.place += 1
-        return spent
+        return perf_counter() - start
 
 
 def measure(
-    models: dict[str, Any], rows: int, steps: int, vocabulary: int, device: torch.device
+    models: dict[str, Any],
+    rows: int,
+    steps: int,
+    vocabulary: int,
+    device: torch.device,
+    graph: str = "captured",
 ) -> dict[str, list[float]]:
     """Seconds of each step of each configuration, in turn."""
     steppers = {
-        name: Stepper(model, rows, vocabulary, device, steps) for name, model in models.items()
+        name: Stepper(model, rows, vocabulary, device, steps, graph)
+        for name, model in models.items()
     }
     times: dict[str, list[float]] = {name: [] for name in models}
     for number in range(steps + WARM_UP):
@@ -223,7 +198,7 @@ def measure(
 
 def run(
     name: str, dtype: torch.dtype, device: torch.device, batches: Sequence[int], steps: int,
-    console: Console,
+    graph: str, sparsities: Sequence[float], console: Console,
 ) -> dict[str, Any]:  # fmt: skip
     dense = dense_model(name, dtype, device)
     weights = TransposedWeights(dense)
@@ -237,17 +212,18 @@ def run(
     models: dict[str, Any] = {"dense": dense}
     models["s=0, kernel"] = weights.build(0.0, lambda inputs, outputs, share: max(batches)).model
     rule = break_even.max_rows(table, break_even.place(device, dtype))
-    for sparsity in SPARSITIES:
+    for sparsity in sparsities:
         models[f"larosa {sparsity:.0%}"] = weights.build(sparsity, rule).model
     found: dict[str, Any] = {}
     vocabulary = dense.config.vocab_size
     for rows in batches:
-        times = measure(models, rows, steps, vocabulary, device)
+        times = measure(models, rows, steps, vocabulary, device, graph)
         found[str(rows)] = _summary(times, traffic)
         _print(found[str(rows)], rows, console)
     return {
         "model": name,
         "dtype": label,
+        "graph": graph if device.type == "cuda" else None,
         "bytes": vars(traffic),
         "break_even": [entry.model_dump() for entry in table],
         "batches": found,
@@ -310,6 +286,10 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--sparsities", type=float, nargs="+", default=SPARSITIES)
+    parser.add_argument(
+        "--graph", choices=("captured", "compiled"), default="captured", help="of a step on a GPU"
+    )
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -321,6 +301,8 @@ def main() -> None:
         torch.device(arguments.device),
         arguments.batches,
         arguments.steps,
+        arguments.graph,
+        arguments.sparsities,
         console,
     )
     found = {"benchmark": "decode", "machine": before, **found}

@@ -97,6 +97,8 @@ def test_other_kernels_are_compiled(
         "num_inputs": "i32",
         "k": "i32",
         "eps": "fp32",
+        "over_mean": "fp32",
+        "bits_per_entry": "fp32",
         "NORMALIZES": True,
         "SELECTS": True,
         "NUM_BITS": 31,

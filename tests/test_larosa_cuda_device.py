@@ -15,6 +15,7 @@ from triton_interpreter import (
     sparse,
 )
 
+from optim.larosa import break_even
 from optim.larosa.kernels import cuda, reference
 
 pytestmark = pytest.mark.gpu
@@ -46,6 +47,14 @@ def test_selection_of_real_widths(dtype: torch.dtype, width: int) -> None:
         for score in (None, score_D):
             made_BD = cuda.select(x_BD, k, score)
             assert same(made_BD, expected(reference.select, x_BD, k, score))
+
+
+def test_break_even_is_measured_by_the_devices_own_time() -> None:
+    device = torch.device("cuda", 0)
+    found = break_even.measure([(4096, 8192)], torch.bfloat16, device, 1 << 30)
+    assert {entry.place for entry in found} == {"cuda bfloat16"}
+    most = {entry.share: entry.max_rows for entry in found}
+    assert most[0.8] >= 1, "with a fifth of the weights the kernel is the faster one"
 
 
 def two_layers(x_BD: Tensor, in_DN: Tensor, out_ND: Tensor) -> Tensor:

@@ -35,6 +35,15 @@ def test_long_rows_of_few_values_are_selected(dtype: torch.dtype) -> None:
         assert same(cuda.select(x_BD, k), expected(reference.select, x_BD, k)), k
 
 
+@pytest.mark.parametrize("k", [1, 2, 3, 30, 290, 299])
+def test_rows_with_huge_entries_take_few_counts(k: int) -> None:
+    x_BD = normal(4, 3, 300)
+    x_BD[0, :3] = torch.tensor([2e38, 2.5e38, 3e38])
+    x_BD[1, ::40] = torch.logspace(34, 38, 8)
+    x_BD[2] = x_BD[2].exp() ** 9
+    assert same(cuda.select(x_BD, k), expected(reference.select, x_BD, k))
+
+
 @every_dtype
 def test_exactly_k_are_kept_and_the_first_of_equals(dtype: torch.dtype) -> None:
     x_BD = torch.ones(2, 3, 50, dtype=dtype, device=DEVICE)

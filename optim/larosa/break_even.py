@@ -10,6 +10,7 @@ import itertools
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ ROWS = (1, 2, 4, 8)
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8)
 """Of a site's channels that are dropped; 0 is for the products between layers."""
 ROUNDS = 7
+GRAPH_CALLS = 16
+"""Calls in a CUDA graph that is timed, at least: all copies of the weights have a turn in it."""
 MOST_BYTES = 256 << 20
 """Weights that are cycled through, so that they come from memory as they do in a large model."""
 PROMPT_TOKENS = 64
@@ -67,6 +70,9 @@ def measure(
 ) -> list[BreakEven]:
     """Time both ways at each shape [inputs, outputs], share and number of rows, interleaved.
 
+    On a GPU what is timed are CUDA graphs, as of a compiled step: kernels that are launched one by
+    one by a program take what the launches take, whichever they are.
+
     `model_bytes` are those of all the weights: where they fit into a cache they are timed there.
     """
     kernels = kernels_for(device)
@@ -98,6 +104,7 @@ class _Weights:
         self.first_DN = _random(inputs, outputs, dtype, device)
         size = self.first_DN.numel() * self.first_DN.element_size()
         count = max(1, -(-min(model_bytes, MOST_BYTES) // size))
+        self.count = count
         copies = [self.first_DN, *(self.first_DN.clone() for _ in range(count - 1))]
         self._turns = itertools.cycle(copies)
 
@@ -124,7 +131,7 @@ def _most_rows(kernels: Kernels, weights: _Weights, share: float) -> int:
         def dense(x_BD: Tensor = x_BD) -> object:
             return x_BD @ weights.next()
 
-        sparse_s, dense_s = _medians([sparse, dense], device)
+        sparse_s, dense_s = _medians([sparse, dense], device, weights.count)
         if sparse_s > dense_s:
             break
         most = rows
@@ -142,18 +149,54 @@ def row_major_pays(shape: tuple[int, int], dtype: torch.dtype, device: torch.dev
     return own > PAYS * copied
 
 
-def _medians(calls: Sequence[Callable[[], object]], device: torch.device) -> list[float]:
+def _medians(
+    calls: Sequence[Callable[[], object]], device: torch.device, num_copies: int = 1
+) -> list[float]:
     """Median seconds of each call, over interleaved rounds after one to warm up."""
-    times: list[list[float]] = [[] for _ in calls]
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return _rounds([_captured(call, max(GRAPH_CALLS, num_copies)) for call in calls])
+    return _rounds([_by_clock(call) for call in calls])
+
+
+def _rounds(timed: Sequence[Callable[[], float]]) -> list[float]:
+    times: list[list[float]] = [[] for _ in timed]
     for number in range(ROUNDS + 1):
-        for call, own in zip(calls, times, strict=True):
-            start = perf_counter()
-            call()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+        for one, own in zip(timed, times, strict=True):
+            spent = one()
             if number:
-                own.append(perf_counter() - start)
+                own.append(spent)
     return [statistics.median(own) for own in times]
+
+
+def _by_clock(call: Callable[[], object]) -> Callable[[], float]:
+    def timed() -> float:
+        start = perf_counter()
+        call()
+        return perf_counter() - start
+
+    return timed
+
+
+def _captured(call: Callable[[], object], num_calls: int) -> Callable[[], float]:
+    """The device's own time of a call, from a graph of several: a launch takes longer than one."""
+    call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(num_calls):
+            call()
+
+    def timed() -> float:
+        begin: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        end: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end)) / 1e3 / num_calls
+
+    return timed
 
 
 def _random(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
