@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +190,19 @@ def test_published_selections_are_patches(selector: str, tmp_path: Path) -> None
     assert manifest.held_out.saving > 0
     tokens = load(str(out)).tokenizer
     assert tokens.decode(tokens(TEXTS[5])["input_ids"]) == TEXTS[5]
+
+
+def test_a_process_that_only_tunes_knows_the_tokenizer(tmp_path: Path) -> None:
+    out = prepared(model("llama"), tmp_path, expand=20, encoding="patch", tune=False)
+    script = (
+        "import sys; from pathlib import Path; from optim.adaptivocab.folders import *;"
+        "print(measure_folder(Path(sys.argv[1]), [sys.argv[2]], 'cpu'))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script, str(out), TEXTS[0][:100]], capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert float(ended.stdout) > 0
 
 
 # --- interruptions -------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ class Adapting:
             self.tokens.expansions(),
             _counts(tokenizer, texts),
             _counts(self.lm.tokenizer, texts),
-            self._tuning_segments(folder)[0],
+            self.tuning_segments(folder)[0],
         )
 
     def tune(self, folder: Path, work: Path) -> tuple[Quality, Facts]:
@@ -116,7 +116,7 @@ class Adapting:
         return quality, facts
 
     def _tune_all(self, folder: Path, folders: dict[str, Path], work: Path) -> Facts:
-        segments, ends = self._tuning_segments(folder)
+        segments, ends = self.tuning_segments(folder)
         new_ids = [token.id for token in self.tokens.new]
         calls = [
             partial(
@@ -154,7 +154,7 @@ class Adapting:
             found = fitting(cut([text], self.settings.segment_bytes), tokenizers, room - 2)
             yield list(found)
 
-    def _tuning_segments(self, folder: Path) -> tuple[list[str], list[bool]]:
+    def tuning_segments(self, folder: Path) -> tuple[list[str], list[bool]]:
         """Training texts up to the bytes that are to be tuned on, and where texts end; made once.
 
         By the hash of the texts, so that a part of a corpus is a sample of all of it.

@@ -12,6 +12,8 @@ import torch
 from torch import distributed
 from transformers import AutoConfig, PreTrainedModel
 
+# Registers the tokenizer of artifacts with patches: tuning may be the first thing in its process.
+import optim.adaptivocab.patched  # noqa: F401
 from optim.adaptivocab.bits_per_byte import bits_per_byte
 from optim.adaptivocab.tuning import tune
 from optim.adaptivocab.tuning_settings import Tuning
