@@ -64,6 +64,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.kv_cache
 	$(BIN)/python -m benchmarks.sparse_gemv
 	$(BIN)/python -m benchmarks.decode
+	$(BIN)/python -m benchmarks.weight_order
 	$(BIN)/python -m benchmarks.sparsity_quality
 	$(BIN)/python -m benchmarks.vocabulary
 	$(BIN)/python -m benchmarks.adaptation_quality --mib 0.35

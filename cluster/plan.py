@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -199,6 +199,8 @@ class Block(Frozen):
 
 
 Schedule = Literal["auto", "blocks", "leases"]
+WeightOrder = Literal["rows", "columns"]
+"""How linear layers' weights [outputs, inputs] lie in memory: see `cluster.weight_order`."""
 
 
 class WorkerResources(Frozen):
@@ -239,6 +241,8 @@ class Plan(Frozen):
     share_prompts: SharePrompts = "none"
     """Who shares a prompt that was prefilled once: nobody, the seeds of a configuration, or all
     configurations of equal weights as well."""
+    weight_order: WeightOrder = "rows"
+    """How weights lie in memory, where that matters."""
     workers: WorkerResources = WorkerResources()
     shuffle_seed: int = 0
     seed_arms: dict[int, tuple[str, ...]] = {}
@@ -313,6 +317,11 @@ class Plan(Frozen):
         return Block(
             index=index, kind=kind, dataset=dataset.name, shard=shard, seed=only, cells=cells
         )
+
+
+def best_order(batch_sizes: Iterable[int]) -> WeightOrder:
+    """The order of weights for a trial with these numbers of rows to a step."""
+    return "columns" if max(batch_sizes) <= 2 else "rows"
 
 
 def cell_key(

@@ -34,6 +34,7 @@ from cluster.rows import (
     likelihood_row,
 )
 from cluster.sampling import SamplingParams
+from cluster.weight_order import order_weights
 from optim.errors import InputError, SequenceError
 from optim.model import LanguageModel, fingerprint
 from optim.registry import Optimization, apply_all, optimization
@@ -104,7 +105,9 @@ class Worker:
         configuration = self.plan.configuration(name)
         key = repr(configuration.optimizations)
         if key not in self._models:
-            self._models[key] = apply_all(self.base, self._optimizations(configuration))
+            made = apply_all(self.base, self._optimizations(configuration))
+            order_weights(made.model, self.plan.weight_order)
+            self._models[key] = made
         arm = make_arm(configuration, self._models[key], self.base)
         arm.warm_up()
         self.arms[name] = arm

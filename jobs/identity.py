@@ -80,7 +80,7 @@ class Standing:
 def compare(results: Results, wanted: Wanted) -> Standing:
     """Set a spec beside the trial in an output that has a manifest."""
     stored = results.plan()
-    changes = _changes(stored, wanted.plan)
+    changes = _changes(stored, _in_order(wanted, stored))
     growth = Growth()
     if not changes:
         more: dict[str, list[dict[str, Any]]] = {}
@@ -103,6 +103,16 @@ def compare(results: Results, wanted: Wanted) -> Standing:
         code=tuple(code_differences(codes(results)[-1][1], wanted.code)),
         growth=Growth() if changes else growth,
     )
+
+
+def _in_order(wanted: Wanted, stored: Plan) -> Plan:
+    """The plan of a spec that leaves the order of weights open: it is the one that there is.
+
+    Else a larger batch could not be added to a trial of small ones.
+    """
+    if wanted.spec.weight_order != "auto":
+        return wanted.plan
+    return wanted.plan.model_copy(update={"weight_order": stored.weight_order})
 
 
 def _changes(stored: Plan, wanted: Plan) -> list[str]:

@@ -64,6 +64,7 @@ def _provenance(
         "seeds": list(plan.seeds),
         "generation": plan.generation.model_dump(mode="json"),
         "share_prompts": plan.share_prompts,
+        "weight_order": plan.weight_order,
         "analysis": plan.analysis,
         "cells_done": trial["cells_done"],
         "cells_planned": trial["cells_planned"],

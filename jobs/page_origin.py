@@ -28,7 +28,8 @@ def origin(data: Data) -> Section:
     ]
     if found["errors"]:
         parts.append(_errors(found["errors"]))
-    kept = ("model", "configurations", "datasets", "seeds", "generation", "share_prompts")
+    kept = ("model", "configurations", "datasets", "seeds", "generation", "share_prompts",
+            "weight_order")  # fmt: skip
     spec = {name: found[name] for name in kept} | {"analysis": data["judgement"]}
     parts.append(Source("The trial as resolved (JSON)", json.dumps(spec, indent=1, default=str,
                                                                   ensure_ascii=False)))  # fmt: skip
@@ -85,6 +86,7 @@ def _sampling(found: Data) -> list[tuple[str, str]]:
         ("Seeds", ", ".join(map(str, found["seeds"])) or "none"),
         ("Sampling", ", ".join(f"{n.replace('_', ' ')} {v}" for n, v in kept.items())),
         ("Prompts prefilled once", f"shared by: {found['share_prompts']}"),
+        ("Weights", f"in memory by {found['weight_order']}"),
     ]
 
 

@@ -17,7 +17,9 @@ from cluster.plan import (
     ModelSource,
     OptimizationSettings,
     Plan,
+    WeightOrder,
     WorkerResources,
+    best_order,
     decisive_dataset,
     digest,
 )
@@ -41,9 +43,10 @@ def make_plan(spec: TrialSpec, spec_path: str | Path) -> tuple[Plan, list[dict[s
     configurations = _configurations(spec, spec_path)
     model = _model(spec)
     generation = Generation(**spec.generation.model_dump())
-    configurations = tuple(
-        _fingerprinted(c, model, generation, spec.share_prompts) for c in configurations
-    )
+    order = _weight_order(spec, configurations)
+    # What can change last bits beside the configuration's own settings.
+    around = {"share_prompts": spec.share_prompts, "weight_order": order}
+    configurations = tuple(_fingerprinted(c, model, generation, around) for c in configurations)
     datasets, rows = _datasets(spec, model)
     identity = {
         "code": _code_version(),
@@ -53,7 +56,7 @@ def make_plan(spec: TrialSpec, spec_path: str | Path) -> tuple[Plan, list[dict[s
         "seeds": spec.seeds,
         "generation": generation.model_dump(mode="json"),
         "likelihoods": spec.likelihoods,
-        "share_prompts": spec.share_prompts,
+        **around,
     }
     plan = Plan(
         run_id=digest(identity)[:12],
@@ -65,11 +68,21 @@ def make_plan(spec: TrialSpec, spec_path: str | Path) -> tuple[Plan, list[dict[s
         generation=generation,
         likelihoods=spec.likelihoods,
         share_prompts=spec.share_prompts,
+        weight_order=order,
         workers=WorkerResources(**spec.workers.model_dump()),
         shuffle_seed=spec.shuffle_seed,
         analysis=spec.analysis.model_dump(mode="json"),
     )
     return plan, rows
+
+
+def _weight_order(spec: TrialSpec, configurations: Sequence[Configuration]) -> WeightOrder:
+    if spec.weight_order != "auto":
+        return spec.weight_order
+    is_cpu = spec.device == "cpu" or (spec.device == "auto" and not spec.workers.gpus)
+    if not is_cpu or spec.dtype not in ("auto", "float32"):
+        return "rows"
+    return best_order(c.batch_size for c in configurations)
 
 
 def _require_unique_names(datasets: Sequence[DatasetSpec], spec_path: str | Path) -> None:
@@ -158,7 +171,10 @@ def _code_version() -> list[object]:
 
 
 def _fingerprinted(
-    configuration: Configuration, model: ModelSource, generation: Generation, share_prompts: str
+    configuration: Configuration,
+    model: ModelSource,
+    generation: Generation,
+    around: Mapping[str, str],
 ) -> Configuration:
     # What it is compared with decides nothing that is generated. Its name does: rows carry it.
     own = configuration.model_dump(
@@ -170,8 +186,7 @@ def _fingerprinted(
         "model": _model_identity(model),
         "configuration": own,
         "generation": generation.model_dump(mode="json"),
-        # Sequences that run beside each other can change each other's last bits.
-        "share_prompts": share_prompts,
+        **around,
     }
     return configuration.model_copy(update={"fingerprint": digest(identity)})
 

@@ -165,6 +165,7 @@ def _trial(connection: duckdb.DuckDBPyConnection, results: Results, plan: Plan) 
         "num_prompts": sum(dataset.num_prompts for dataset in plan.datasets),
         "num_seeds": len(plan.seeds),
         "num_configurations": len(plan.configurations),
+        "weight_order": plan.weight_order,
         "rows": rows,
         "num_errors": errors,
         "cells_planned": len(planned),

@@ -297,6 +297,13 @@ class TrialSpec(_Spec):
     """Prefill a prompt once and share it: not at all; among the `seeds` of a configuration, which
     then run at once; or among all `configurations` of equal weights too, before anybody's time
     counts. Rows say so in `prefill_shared`, and their time to first token is that of the fork."""
+    weight_order: Literal["auto", "rows", "columns"] = "auto"
+    """How float32 weights lie in a CPU's memory, for all configurations alike: by `rows`, as they
+    are loaded, or by `columns` where a matrix has no fewer outputs than inputs, which torch reads
+    up to three times as fast for one or two sequences, and prompts about as fast. Columns take
+    memory of their own in each worker, where rows of a float32 checkpoint are mapped and shared.
+    `auto` is columns for float32 on a CPU where no `batch_size` is above 2, and in a trial that is
+    there already what it was. The order can change the last bits of a logit."""
     baseline_check: Flag = True
     """Run every baseline twice (`NAME.repeat`), to see what a difference of nothing looks like."""
     likelihoods: Flag = True

@@ -208,6 +208,29 @@ def other_code(monkeypatch: pytest.MonkeyPatch, name: str = "cluster/engine.py")
     )
 
 
+def test_a_larger_batch_is_added_to_weights_as_they_lie(prompts: Path) -> None:
+    small = [{"name": "base", "batch_size": 1}, {"name": "two", "batch_size": 2, "vs": "base"}]
+    results = begun(prompts, configurations=small)
+    large = {"name": "large", "batch_size": 8, "vs": "base"}
+    found = standing(results, prompts, configurations=[*small, large])
+    assert not found.changes
+    assert found.growth.configurations == ("large",)
+    assert found.plan.weight_order == "columns"
+    stated = standing(results, prompts, configurations=small, weight_order="rows")
+    assert stated.changes == ("weight_order: 'columns' -> 'rows'",)
+
+
+def test_a_trial_of_before_weights_had_an_order_has_them_by_rows(prompts: Path) -> None:
+    small = [{"name": "base", "batch_size": 1}]
+    results = begun(prompts, configurations=small, weight_order="rows")
+    manifest = json.loads(results.store.read(MANIFEST))
+    del manifest["plan"]["weight_order"]
+    results.store.replace(MANIFEST, json.dumps(manifest).encode())
+    found = standing(results, prompts, configurations=small)
+    assert found.is_same
+    assert found.plan.weight_order == "rows"
+
+
 def test_code_is_all_that_makes_outputs_and_nothing_that_moves_them(prompts: Path) -> None:
     names = {name for name, _ in decisive_sources()}
     made = {"cluster/engine.py", "cluster/sampling.py", "cluster/batch.py", "cluster/arm.py",

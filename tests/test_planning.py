@@ -194,6 +194,21 @@ def test_sharing_prompts_makes_other_cells_and_blocks_of_all_seeds(prompts: Path
     assert len({block.index for block in shared.blocks()}) == len(list(shared.blocks()))
 
 
+def test_weights_are_ordered_for_the_largest_batch_of_the_trial(prompts: Path) -> None:
+    sizes = [{"name": f"b{n}", "batch_size": n} for n in (1, 2, 4)]
+    small, _ = plan_of(prompts, configurations=sizes[:2])
+    large, _ = plan_of(prompts, configurations=sizes)
+    stated, _ = plan_of(prompts, configurations=sizes[:2], weight_order="rows")
+    assert [p.weight_order for p in (small, large, stated)] == ["columns", "rows", "rows"]
+    own = [{c.name: c.fingerprint for c in p.configurations} for p in (small, large, stated)]
+    assert own[0]["b1"] != own[1]["b1"], "last bits may differ"
+    assert own[1]["b1"] == own[2]["b1"]
+    assert small.run_id != stated.run_id
+    for elsewhere in ({"dtype": "bfloat16"}, {"workers": {"gpus": 1}}):
+        plan, _ = plan_of(prompts, configurations=sizes[:1], **elsewhere)
+        assert plan.weight_order == "rows"
+
+
 def test_artifacts_count_by_content_and_not_by_place(prompts: Path, tmp_path: Path) -> None:
     for name, text in (("one", "same"), ("two", "same"), ("three", "other")):
         (tmp_path / name).write_text(text)
