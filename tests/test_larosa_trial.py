@@ -203,7 +203,9 @@ def test_what_is_lost_is_in_the_bits_per_byte(ran: Run) -> None:
 def test_the_report_states_the_sparsity(ran: Run) -> None:
     data = report_data(ran.results)
     json.dumps(data, allow_nan=False)
-    notes = {note.partition(":")[0]: note for note in data["notes"]}
+    # Beside what a busy machine gives rise to.
+    own = [note for note in data["notes"] if "of the weights of attention and MLP" in note]
+    notes = {note.partition(":")[0]: note for note in own}
     assert notes.keys() == MASKED
     dropped = {c["configuration"]: c["sparsity"] for c in ran.cells("generations")}
     for name, note in notes.items():
