@@ -39,7 +39,7 @@ soak: $(STAMP)
 # What is lost when something dies, measured beside what is accepted.
 RELIABILITY := $(addprefix tests/test_,worker_failures.py lost_nodes.py partition.py driver_kill.py \
 	submit_cluster.py two_drivers.py full_run.py verify.py memory_failures.py \
-	scheduler.py identity.py cli.py soak.py)
+	scheduler.py identity.py identity_code.py cli.py soak.py)
 reliability: $(STAMP)
 	OPTRIAL_FIGURES=benchmarks/results/reliability-cpu-2-cores.json \
 		$(BIN)/python -m pytest -m 'slow or not slow' $(RELIABILITY)

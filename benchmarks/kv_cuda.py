@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import DynamicCache, PreTrainedModel
 
+from benchmarks.kv_decode import decode_step
 from benchmarks.kv_memory import arena_cache, items_between
 from benchmarks.machine import describe, median_and_spread
 from benchmarks.ragged import IdTokenizer, Item
@@ -66,17 +67,7 @@ def slot_steps(model: PreTrainedModel, factory: CacheFactory, rows: int, context
                 step.cache.update(key, key, layer)
     ids = torch.zeros((rows, 1), dtype=torch.long, device=DEVICE)
 
-    def one() -> None:
-        with cache.decode(rows) as step:
-            model(
-                input_ids=ids,
-                past_key_values=step.cache,
-                attention_mask=step.attention_mask,
-                position_ids=step.position_ids,
-                use_cache=True,
-            ).logits[:, -1].argmax(-1).tolist()
-
-    return one
+    return lambda: decode_step(model, cache, ids).tolist()
 
 
 def transformers_steps(model: PreTrainedModel, rows: int, context: int) -> Any:

@@ -97,6 +97,20 @@ def transformers_steps(make: Callable[[PreTrainedModel], Cache]) -> Runner:
     return run
 
 
+def decode_step(model: PreTrainedModel, cache: SlotCache, ids_B1: Tensor) -> Tensor:
+    """The next tokens [B] of as many slots as there are ids, by the model's own forward."""
+    with cache.decode(len(ids_B1)) as step:
+        logits_B1V = model(
+            input_ids=ids_B1,
+            past_key_values=step.cache,
+            attention_mask=step.attention_mask,
+            position_ids=step.position_ids,
+            use_cache=True,
+        ).logits
+    chosen_B: Tensor = logits_B1V[:, -1].argmax(-1)
+    return chosen_B
+
+
 def slot_steps(make: Callable[[PreTrainedModel, int, int], SlotCache]) -> Runner:
     def run(model: PreTrainedModel, rows: int, context: int) -> list[float]:
         cache = make(model, rows, context + STEPS + WARM_UP + 8)
@@ -105,17 +119,7 @@ def slot_steps(make: Callable[[PreTrainedModel, int, int], SlotCache]) -> Runner
             fill_slot(cache, slot, key, value, model.config.num_hidden_layers)
         ids = torch.zeros((rows, 1), dtype=torch.long)
 
-        def step() -> None:
-            with cache.decode(rows) as step:
-                model(
-                    input_ids=ids,
-                    past_key_values=step.cache,
-                    attention_mask=step.attention_mask,
-                    position_ids=step.position_ids,
-                    use_cache=True,
-                ).logits[:, -1].argmax(-1)
-
-        return timed(step)
+        return timed(lambda: decode_step(model, cache, ids))
 
     return run
 
@@ -124,7 +128,7 @@ def vattention(**chosen: Any) -> Runner:
     return slot_steps(lambda m, n, length: VAttentionSlotCache(m, n, length, Settings(**chosen)))
 
 
-def timed(step: Callable[[], None]) -> list[float]:
+def timed(step: Callable[[], object]) -> list[float]:
     with torch.inference_mode():
         for _ in range(WARM_UP):
             step()

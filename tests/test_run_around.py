@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from synthetic_runs import made
-from test_identity import other_code, prompts, run_it, wanted  # noqa: F401  a fixture
+from test_identity import prompts, wanted  # noqa: F401  a fixture
+from test_identity_code import other_code, run_it
 
 import optim.model
 from cluster.driver_lock import LOCK_FILE
