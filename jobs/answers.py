@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jobs.analysis.intervals import NO_SPREAD
 from jobs.comparison import Comparison, MetricEffect
 from jobs.verdicts import Judged
 from jobs.wording import interval_text, number_text, percent_text, plural
@@ -121,7 +120,7 @@ def effect_phrase(found: MetricEffect) -> str:
         return "exactly the same"
     relative = found.metric.is_relative
     text = percent_text(effect.estimate) if relative else number_text(effect.estimate, sign=True)
-    if effect.reason == NO_SPREAD:
+    if effect.is_uniform:
         return f"{text} in every unit"
     if effect.low is None:
         return f"{text} (no interval: {effect.reason})"

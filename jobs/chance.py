@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from jobs.analysis.effects import FEWEST_FOR_SIGNS
 from jobs.answers import effect_phrase
 from jobs.comparison import MetricEffect
 from jobs.findings import Findings
@@ -37,13 +36,7 @@ def chance_lines(found: Findings, effect: MetricEffect, verdict: Verdict | None)
         yield "One pair shows nothing." if one else "Nothing: every pair is exactly equal."
         return
     yield from _repeats(found, effect.metric)
-    chance = effect.effect.p_of_verdict
-    if effect.effect.low is None and chance is not None:
-        yield (
-            f"Every unit shows the same change, so there is no interval; chance alone would give "
-            f"that in {_chance_text(chance)} of such trials (sign flips)."
-        )
-        return
+    chance = effect.effect.p
     if effect.effect.low is None:
         yield f"It cannot be told from chance: {effect.effect.reason}."
         if effect.effect.num_clusters <= 1:
@@ -59,12 +52,10 @@ def chance_lines(found: Findings, effect: MetricEffect, verdict: Verdict | None)
             f"{smallest} would mostly be missed here, and more so among many answers."
         )
     if verdict is not None and verdict.p is not None and chance is not None:
-        is_coarse = effect.effect.num_clusters < FEWEST_FOR_SIGNS
-        way = "by the interval" if is_coarse else "sign flips"
         among = "primary" if verdict.family == "primary" else "exploratory"
         yield (
-            f"Chance alone would give as much in {_chance_text(chance)} of such trials ({way}); "
-            f"adjusted for all {among} answers of this trial, p is {p_text(verdict.p)}."
+            f"Chance alone would give as much in {_chance_text(chance)} of such trials (cluster "
+            f"swaps); adjusted for all {among} answers of this trial, p is {p_text(verdict.p)}."
         )
 
 

@@ -16,7 +16,6 @@ from typing import Annotated, Any, Literal
 
 import duckdb
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-from scipy import stats
 
 from cluster.plan import Configuration, Plan, origin
 from jobs.comparison import Comparison, MetricEffect, cache_name
@@ -310,17 +309,11 @@ def _texts_answer(comparison: Comparison, found: Findings) -> tuple[Answer, str]
 
 
 def interval(found: MetricEffect, confidence: float) -> tuple[float, float] | None:
-    """The effect's interval at any confidence, from its standard error."""
-    effect = found.effect
-    if effect.identical:
-        return 0.0, 0.0
-    if effect.df is None or effect.log_estimate is None:
+    """The effect's interval at any confidence, by the test that its verdict goes by."""
+    bounds = found.effect.at(confidence)
+    if bounds is None:
         return None
-    if effect.se is None:  # The same change in every unit, which chance gives once in 2^df.
-        is_sure = effect.p is not None and effect.p <= 1 - confidence
-        return (effect.estimate or 0.0,) * 2 if is_sure else None
-    half = float(stats.t.ppf(0.5 + confidence / 2, effect.df)) * effect.se
-    low, high = effect.log_estimate - half, effect.log_estimate + half
+    low, high = bounds
     return (math.expm1(low), math.expm1(high)) if found.metric.is_relative else (low, high)
 
 

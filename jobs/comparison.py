@@ -111,14 +111,25 @@ def _effects(
         return [_per(metric, prompts)]
     if metric.source == "quality":
         a, b = targets.means[metric.name]
-        return [_given(metric, "mean difference", a, b, difference_effect(a, b, targets.clusters))]
+        return [
+            _given(
+                metric,
+                "mean difference",
+                a,
+                b,
+                difference_effect(a, b, targets.clusters, strata=_sets(targets.clusters)),
+            )
+        ]
     if metric.source == "peak":
         a, b = cells.values[metric.name]
-        effect = _guarded(ratio_effect(a, b, cells.shards), a, b, cells.shards)
+        effect = _guarded(
+            ratio_effect(a, b, cells.shards, strata=_sets(cells.shards)), a, b, cells.shards
+        )
         return [_given(metric, "ratio of totals", a, b, effect)]
     a, b = prompts.means[metric.name]
-    ratio = ratio_effect(a, b, _clusters(metric, prompts))
-    geometric = geometric_effect(a, b, _clusters(metric, prompts))
+    clusters = _clusters(metric, prompts)
+    ratio = ratio_effect(a, b, clusters, strata=_sets(clusters))
+    geometric = geometric_effect(a, b, clusters, strata=_sets(clusters))
     if metric.source == "time":
         ratio = _guarded(ratio, a, b, prompts.shards)
         geometric = _guarded(geometric, a, b, prompts.shards)
@@ -132,11 +143,18 @@ def _clusters(metric: Metric, prompts: PairedPrompts) -> Sequence[tuple[str, obj
     return prompts.shards if metric.is_timed else prompts.clusters
 
 
+def _sets(clusters: Sequence[tuple[str, object]]) -> list[str]:
+    """Data sets are fixed strata; what was added to one later is part of it."""
+    return [origin(dataset) for dataset, _ in clusters]
+
+
 def _per(metric: Metric, prompts: PairedPrompts) -> MetricEffect:
     """One sum over another, such as native tokens over base tokens of the same text."""
     above, below = (prompts.means[name] for name in metric.parts)
     clusters = _clusters(metric, prompts)
-    effect = rate_effect((above[0], below[0]), (above[1], below[1]), clusters)
+    effect = rate_effect(
+        (above[0], below[0]), (above[1], below[1]), clusters, strata=_sets(clusters)
+    )
     if metric.is_timed:
         effect = _guarded(effect, above[0], above[1], prompts.shards)
     rates = [_rate_of(*pair) for pair in zip(above, below, strict=True)]
@@ -145,7 +163,9 @@ def _per(metric: Metric, prompts: PairedPrompts) -> MetricEffect:
 
 def _rate(metric: Metric, cells: PairedCells) -> MetricEffect:
     amounts, times = (cells.values[name] for name in metric.totals)
-    effect = rate_effect((amounts[0], times[0]), (amounts[1], times[1]), cells.shards)
+    effect = rate_effect(
+        (amounts[0], times[0]), (amounts[1], times[1]), cells.shards, strata=_sets(cells.shards)
+    )
     effect = _guarded(effect, amounts[0], amounts[1], cells.shards)
     rates = [_rate_of(amount, time) for amount, time in zip(amounts, times, strict=True)]
     return MetricEffect(metric, "ratio of totals", rates[0], rates[1], effect)

@@ -10,8 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.results import Results
-from jobs.analysis.effects import Effect
-from jobs.analysis.intervals import NO_SPREAD
+from jobs.analysis.effects import WRITTEN, Effect
 from jobs.metrics import METRICS, Metric
 from jobs.report_data import report_data
 from jobs.trial_words import headline, shortcomings
@@ -103,7 +102,9 @@ def _effect_cells(metric: Metric, row: dict[str, Any]) -> list[Text]:
     change = percent_text(effect.estimate) if relative else number_text(effect.estimate, sign=True)
     bounds = interval_text(effect, relative=relative)
     if effect.reason is not None:
-        bounds = "in every unit" if effect.reason == NO_SPREAD else "no interval"
+        bounds = "no interval"
+    elif effect.is_uniform:
+        bounds = "in every unit"
     cells = (metric.show(row["reference_mean"]), metric.show(row["mean"]), change, bounds)
     includes_zero = effect.includes_zero and not effect.identical
     note = Text("includes 0" if includes_zero else "", style="dim")
@@ -113,7 +114,7 @@ def _effect_cells(metric: Metric, row: dict[str, Any]) -> list[Text]:
 def _footnotes(comparisons: list[dict[str, Any]]) -> list[str]:
     lines = []
     rows = [row for c in comparisons for row in c["effects"] if row["estimate"] is not None]
-    for reason in sorted({row["reason"] for row in rows} - {None, NO_SPREAD}):
+    for reason in sorted({row["reason"] for row in rows} - {None}):
         names = {row["metric"] for row in rows if row["reason"] == reason}
         labels = [metric.label for metric in METRICS if metric.name in names]
         lines.append(f"No interval for {'; '.join(labels)}: {reason}.")
@@ -124,7 +125,7 @@ def _footnotes(comparisons: list[dict[str, Any]]) -> list[str]:
 
 
 def _effect(row: dict[str, Any]) -> Effect:
-    return Effect(**{name: row[name] for name in Effect.__dataclass_fields__})
+    return Effect(**{name: row[name] for name in WRITTEN})
 
 
 def _scores_table(scores: list[dict[str, Any]]) -> Table:

@@ -214,11 +214,16 @@ def _comparison_data(found: Findings, judged: Judged) -> dict[str, Any]:
         "is_duplicate": comparison.is_duplicate,
         "caches": comparison.caches,
         "texts": asdict(comparison.texts),
-        "tokens": asdict(found.accounts[comparison.configuration]),
+        "tokens": asdict(found.accounts[comparison.configuration], dict_factory=_written),
         "warnings": list(judged.warnings),
         "effects": [_effect_data(found, judged, effect) for effect in comparison.effects],
         "answer": answer(comparison),
     }
+
+
+def _written(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A dataclass as a dictionary; of an effect, what is written of it."""
+    return {name: value for name, value in pairs if name != "test"}
 
 
 def _effect_data(found: Findings, judged: Judged, effect: MetricEffect) -> dict[str, Any]:
@@ -231,7 +236,7 @@ def _effect_data(found: Findings, judged: Judged, effect: MetricEffect) -> dict[
         "statistic": effect.statistic,
         "reference_mean": effect.reference_mean,
         "mean": effect.mean,
-        **asdict(effect.effect),
+        **effect.effect.as_dict(),
         "verdict": verdict.word if verdict else None,
         "family": verdict.family if verdict else None,
         "margin": verdict.margin if verdict else None,
@@ -261,8 +266,8 @@ def _scores(results: Results, plan: Plan) -> tuple[list[dict[str, Any]], list[st
     return [
         {
             **row,
-            "mean": asdict(row["mean"]),
-            "difference": asdict(row["difference"]) if row["difference"] else None,
+            "mean": row["mean"].as_dict(),
+            "difference": row["difference"].as_dict() if row["difference"] else None,
             "binary": asdict(row["binary"]) if row["binary"] else None,
         }
         for row in rows

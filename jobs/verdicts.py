@@ -1,10 +1,10 @@
 """Verdicts: better, worse, equivalent within ±δ, or inconclusive, with error rates kept.
 
-A difference is claimed where its p (by sign flips, or where these are too coarse by the interval's
-t), adjusted over its family, is at most α; equivalence
-where the p of two one-sided tests (TOST) at ±δ, adjusted over its family too, is. The primary
-metrics of all comparisons are one family (Holm); the others are exploratory, and their rate of
-false discoveries is kept (Benjamini-Hochberg). What is exactly equal in every pair needs no test.
+A difference is claimed where its p (by swapping the sides of clusters: `jobs.analysis.swaps`),
+adjusted over its family, is at most α; equivalence where the p of two one-sided tests (TOST) at ±δ
+by the same swaps, adjusted over its family too, is. The primary metrics of all comparisons are one
+family (Holm); the others are exploratory, and their rate of false discoveries is kept
+(Benjamini-Hochberg). What is exactly equal in every pair needs no test.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jobs.analysis.effects import Effect
-from jobs.analysis.equivalence import tost_p
 from jobs.analysis.multiplicity import benjamini_hochberg, holm
 from jobs.analysis.power import mde
+from jobs.analysis.swaps import NUM_SWAPS, fewest_clusters
 from jobs.comparison import Comparison, MetricEffect
 from jobs.judgement import Judgement
 from jobs.looks import Look, Settled, Word, settled
@@ -126,7 +126,7 @@ def main_effects(comparison: Comparison) -> list[MetricEffect]:
 def alarms(comparisons: Sequence[Comparison]) -> list[Alarm]:
     """Metrics of time and memory in which a duplicate differs from what it repeats (Holm)."""
     tested = [
-        (comparison.configuration, effect.metric.name, effect.effect.p_of_verdict)
+        (comparison.configuration, effect.metric.name, effect.effect.p)
         for comparison in comparisons
         if comparison.is_duplicate
         for effect in main_effects(comparison)
@@ -187,17 +187,30 @@ def _family(
     level: float,
 ) -> list[Verdict]:
     adjust = holm if family == "primary" else benjamini_hochberg
-    usable = [reason is None for reason in withheld]
-    p = adjust(
-        [e.effect.p_of_verdict if ok else None for (_, e), ok in zip(found, usable, strict=True)]
-    )
-    same = adjust(
-        [_tost(e, judgement) if ok else None for (_, e), ok in zip(found, usable, strict=True)]
-    )
+    tested = [
+        found[i][1] if reason is None and not found[i][1].effect.identical else None
+        for i, reason in enumerate(withheld)
+    ]
+    num_tests = sum(e is not None and e.effect.test is not None for e in tested)
+    num_swaps = swaps_for(level, num_tests)
+    p = adjust([None if e is None else _p(e.effect, num_swaps) for e in tested])
+    same = adjust([None if e is None else _tost(e, judgement, num_swaps) for e in tested])
     return [
-        _verdict(effect, family, judgement, p[i], same[i], withheld[i], level)
+        _verdict(effect, family, judgement, p[i], same[i], withheld[i], level, num_tests)
         for i, (_, effect) in enumerate(found)
     ]
+
+
+def swaps_for(level: float, num_tests: int) -> int:
+    """So many that the least p of a draw, times the number of tests, is a quarter of the level."""
+    return max(NUM_SWAPS, math.ceil(4 * num_tests / level))
+
+
+def _p(effect: Effect, num_swaps: int) -> float | None:
+    """By more swaps where the usual draw ended at its floor, and so says too little."""
+    if effect.test is None or effect.p is None or num_swaps <= NUM_SWAPS:
+        return effect.p
+    return effect.test.p(0.0, num_swaps) if effect.p <= 10 / NUM_SWAPS else effect.p
 
 
 def _verdict(
@@ -208,6 +221,7 @@ def _verdict(
     same: float | None,
     withheld: str | None,
     level: float,
+    num_tests: int,
 ) -> Verdict:
     effect, margin = found.effect, judgement.margin(found.metric)
     if effect.identical and effect.num_units == 1:
@@ -224,7 +238,19 @@ def _verdict(
         word = "equivalent"
     elif p <= level:
         word = _directed(judgement.direction(found.metric), (effect.estimate or 0) > 0)
-    return Verdict(word, family, margin, p, same, smallest)
+    few = _too_few(effect, level, num_tests) if word == "inconclusive" else None
+    return Verdict(word, family, margin, p, same, smallest, few)
+
+
+def _too_few(effect: Effect, level: float, num_tests: int) -> str | None:
+    """Whether no difference could have been found here, however large."""
+    fewest = fewest_clusters(level, num_tests)
+    if effect.num_clusters >= fewest:
+        return None
+    return (
+        f"{effect.num_clusters} units can show no difference among {num_tests} answers, however "
+        f"large: at least {fewest} are needed"
+    )
 
 
 def _directed(direction: str, is_more: bool) -> Word:
@@ -233,14 +259,16 @@ def _directed(direction: str, is_more: bool) -> Word:
     return "better" if is_more == (direction == "higher") else "worse"
 
 
-def _tost(found: MetricEffect, judgement: Judgement) -> float | None:
-    effect = found.effect
-    bound = margin_on_scale(found, judgement.margin(found.metric))
-    if effect.df is None or effect.log_estimate is None:
+def _tost(found: MetricEffect, judgement: Judgement, num_swaps: int = NUM_SWAPS) -> float | None:
+    """The larger p of two one-sided tests: Schuirmann, J Pharmacokin Biopharm 15 (1987)."""
+    test = found.effect.test
+    if test is None:
         return None
-    if effect.se is None:  # The same change in every unit: one-sided sign flips about the nearer δ.
-        return 0.5 ** (effect.df + 1) if abs(effect.log_estimate) < bound else 1.0
-    return tost_p(effect.log_estimate, effect.se, effect.df, -bound, bound)
+    bound = margin_on_scale(found, judgement.margin(found.metric))
+    p = max(test.p_below(bound), test.p_above(-bound))
+    if num_swaps > NUM_SWAPS and p <= 10 / NUM_SWAPS:
+        p = max(test.p_below(bound, num_swaps), test.p_above(-bound, num_swaps))
+    return p
 
 
 def margin_on_scale(found: MetricEffect, margin: float) -> float:

@@ -95,8 +95,7 @@ def test_one_factor_is_the_effect_of_a_comparison() -> None:
     (share,) = shapley(totals, ["x"], log_total)
     for found in (contrast, share):
         assert found.estimate == pytest.approx(expected.log_estimate)
-        assert found.low == pytest.approx(math.log1p(expected.low or 0))
-        assert (found.se, found.p) == (pytest.approx(expected.se), expected.p)
+        assert found.se == pytest.approx(expected.se)
     assert share.share == 1
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,24 +24,107 @@ from jobs.analysis.effects import (
 )
 
 
-def test_ratio_by_hand() -> None:
-    a, b = [1.0, 2.0, 3.0], [1.1, 2.4, 3.1]
+def brute_p(statistic: Callable[[list[Any], list[Any]], float], a: Any, b: Any) -> float:
+    """Every way to swap sides, one at a time."""
+    seen = abs(statistic(list(a), list(b)))
+    found = []
+    for chosen in itertools.product((False, True), repeat=len(a)):
+        pairs = [(y, x) if swap else (x, y) for x, y, swap in zip(a, b, chosen, strict=True)]
+        found.append(abs(statistic([x for x, _ in pairs], [y for _, y in pairs])))
+    return sum(each >= seen - 1e-9 for each in found) / len(found)
+
+
+def log_of_totals(a: list[float], b: list[float]) -> float:
+    return math.log(sum(b) / sum(a))
+
+
+def test_a_ratio_is_tested_by_every_swap_and_its_interval_is_the_same_test() -> None:
+    a, b = np.random.default_rng(1).lognormal(0, 0.3, (2, 8))
     found = ratio_effect(a, b)
-    assert found.estimate == pytest.approx(6.6 / 6 - 1)
-    logs = [math.log(5.5 / 5), math.log(4.2 / 4), math.log(3.5 / 3)]
-    error = math.sqrt(2 / 3 * sum((x - sum(logs) / 3) ** 2 for x in logs))
-    half = float(stats.t.ppf(0.975, 2)) * error
-    assert found.low == pytest.approx(1.1 * math.exp(-half) - 1)
-    assert found.high == pytest.approx(1.1 * math.exp(half) - 1)
-    assert (found.num_units, found.num_clusters) == (3, 3)
+    assert found.estimate == pytest.approx(b.sum() / a.sum() - 1)
+    assert found.p == pytest.approx(brute_p(log_of_totals, a, b))
+    assert found.low is not None
+    assert found.high is not None
+    for bound, outside in ((found.low, 0.999), (found.high, 1.001)):
+        # Just outside p is at most 5 %, on the bound it is above.
+        assert brute_p(log_of_totals, a * (1 + bound), b) > 0.05
+        assert brute_p(log_of_totals, a * (1 + bound) * outside, b) <= 0.05
 
 
-def test_difference_equals_the_paired_t_interval() -> None:
-    rng = np.random.default_rng(1)
-    a, b = rng.normal(size=(2, 20))
-    found = difference_effect(a, b)
-    expected = stats.ttest_rel(b, a).confidence_interval(0.95)
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+def test_a_difference_is_tested_by_every_swap() -> None:
+    a, b = np.random.default_rng(2).normal(0, 1, (2, 9))
+
+    def statistic(a: list[float], b: list[float]) -> float:
+        return sum(b) - sum(a)
+
+    found = difference_effect(a, b + 0.8)
+    assert found.p == pytest.approx(brute_p(statistic, a, b + 0.8))
+    assert found.low is not None
+    assert brute_p(statistic, a + found.low, b + 0.8) > 0.05
+    assert brute_p(statistic, a + found.low - 1e-6, b + 0.8) <= 0.05
+
+
+def studentised(a: list[Any], b: list[Any]) -> float:
+    """Of rows (set, amount, per): the mean over sets of log ratios of rates over its error."""
+    middle, variance = 0.0, 0.0
+    names = sorted({row[0] for row in a})
+    for name in names:
+        x, y = (np.array([row[1:] for row in side if row[0] == name]) for side in (a, b))
+        totals = [*y.sum(axis=0), *x.sum(axis=0)]
+        middle += (math.log(totals[0] / totals[1]) - math.log(totals[2] / totals[3])) / len(names)
+        u = y[:, 0] / totals[0] - y[:, 1] / totals[1] - x[:, 0] / totals[2] + x[:, 1] / totals[3]
+        variance += len(u) / (len(u) - 1) * float(u @ u) / len(names) ** 2
+    return middle / math.sqrt(variance)
+
+
+@pytest.mark.parametrize("sets", ["x" * 8, "xxxxyyyy", "xxyyyzzz"])
+def test_sets_and_rates_are_tested_by_the_studentised_mean(sets: str) -> None:
+    rng = np.random.default_rng(len(set(sets)))
+    above, below = rng.lognormal(0, 0.2, (2, 2, 8))
+    a, b = ([*zip(sets, above[i], below[i], strict=True)] for i in range(2))
+    found = rate_effect((above[0], below[0]), (above[1], below[1]), strata=[*sets])
+    assert found.p == pytest.approx(brute_p(studentised, a, b))
+    assert found.low is not None
+    for outside, is_kept in ((0.0, True), (-1e-6, False)):
+        moved = [(name, x * (1 + found.low) * math.exp(outside), y) for name, x, y in a]
+        assert (brute_p(studentised, moved, b) > 0.05) == is_kept
+
+
+def test_equal_and_opposite_effects_of_two_sets_are_no_effect_and_are_found_apart() -> None:
+    """A plain swap over both takes the difference between the sets for noise."""
+    rng = np.random.default_rng(3)
+    sizes, sets = rng.lognormal(4, 0.5, 48), ["x"] * 24 + ["y"] * 24
+    up_and_down = np.where(np.array(sets) == "x", 0.82, 1.30)
+    found = ratio_effect(sizes, sizes * up_and_down * rng.lognormal(0, 0.02, 48), strata=sets)
+    assert found.estimate == pytest.approx(math.sqrt(0.82 * 1.30) - 1, abs=0.02)
+    assert found.p is not None
+    assert found.p <= 0.001
+    assert found.low is not None
+    assert found.low > 0
+
+
+def test_one_dominant_unit_raises_no_false_alarms() -> None:
+    """Signs of pseudo-values centred at the estimate find a difference in a third of these."""
+    rng = np.random.default_rng(0)
+    hits, num_trials = 0, 500
+    for _ in range(num_trials):
+        logs = rng.normal(4, 0.5, 24)
+        logs[0] += math.log(100)
+        a, b = (np.exp(logs[:, None] + rng.normal(0, 0.3, (24, 3))).mean(1) for _ in "ab")
+        found = ratio_effect(a, b)
+        assert found.p is not None
+        hits += found.p <= 0.04
+        if found.low is not None:
+            assert (found.p <= 0.05) == (not found.includes_zero), "interval and p are one test"
+    assert hits <= stats.binom.ppf(0.9999, num_trials, 0.04)
+
+
+def test_the_estimate_is_the_sets_mean_whatever_their_sizes() -> None:
+    a = np.ones(20)
+    b = np.r_[np.full(4, 1.10), np.full(16, 0.90)] * np.linspace(0.99, 1.01, 20)
+    small, large = (float(b[part].mean()) for part in (slice(4), slice(4, 20)))
+    found = ratio_effect(a, b, strata=["small"] * 4 + ["large"] * 16)
+    assert found.estimate == pytest.approx(math.sqrt(small * large) - 1)
 
 
 def test_clusters_of_a_mean_by_the_sandwich_formula() -> None:
@@ -48,9 +133,7 @@ def test_clusters_of_a_mean_by_the_sandwich_formula() -> None:
     clusters = [i // 4 for i in range(24)]
     found = difference_effect(np.zeros(24), d, clusters)
     sums = (d - d.mean()).reshape(6, 4).sum(axis=1)
-    half = float(stats.t.ppf(0.975, 5)) * math.sqrt(6 / 5 * float(np.square(sums).sum())) / 24
-    assert found.high is not None
-    assert found.high - d.mean() == pytest.approx(half)
+    assert found.se == pytest.approx(math.sqrt(6 / 5 * float(np.square(sums).sum())) / 24)
     assert (found.num_units, found.num_clusters) == (24, 6)
 
 
@@ -71,8 +154,8 @@ def test_geometric_leaves_empties_out_and_counts_them() -> None:
 
 
 def test_rate_of_totals() -> None:
-    a = ([10.0, 20.0, 30.0], [1.0, 2.0, 2.0])
-    b = ([10.0, 22.0, 30.0], [1.0, 1.5, 1.5])
+    a = ([10.0, 20.0, 30.0] * 3, [1.0, 2.0, 2.0] * 3)
+    b = ([10.0, 22.0, 30.0] * 3, [1.0, 1.5, 1.5] * 3)
     found = rate_effect(a, b)
     assert found.estimate == pytest.approx((62 / 4) / (60 / 5) - 1)
     assert found.low is not None
@@ -152,8 +235,8 @@ def test_no_numbers_make_an_effect_fail(rows: list[tuple[Any, ...]], clustered: 
 
 def test_what_is_too_large_to_be_written_has_a_reason() -> None:
     for found in (
-        geometric_effect([1.0, 1.0], [1.0, 1e60]),
-        ratio_effect([1e-300, 1e-300], [1e90, 1e91]),
+        geometric_effect([1e-300] * 8, [1e90, *[1e91] * 7]),
+        ratio_effect([1e-300] * 8, [1e90, *[1e91] * 7]),
     ):
         assert found.reason == UNBOUNDED
         assert (found.low, found.high, found.p) == (None, None, None)

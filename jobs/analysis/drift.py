@@ -78,14 +78,13 @@ def false_alarm_rate(
     statistic: Test = ratio_effect,
     clusters: Sequence[Hashable] | None = None,
 ) -> tuple[float | None, int]:
-    """How often the interval would exclude 0 if the two sides of an A/A pair were named at random.
+    """How often a difference would be found if the two sides of an A/A pair were named at random.
 
     The sides of each block are swapped or not by a coin: what is found then is a false alarm. Shows
-    whether the 1 - alpha interval suits this noise, such as clusters (default: the blocks) that are
-    finer than what shares noise. By the interval: the sign-flip p is right under relabelling of its
-    own clusters whatever the data, so it would show nothing. A difference that all blocks share is
-    not seen here, but by the pair's own test. The rate and how many relabellings gave an interval;
-    None without any.
+    whether the test suits this noise where its clusters (default: the blocks) are finer than what
+    shares noise; swaps of the blocks themselves keep the rate, whatever the data. A difference that
+    all blocks share is not seen here, but by the pair's own test. The rate and how many
+    relabellings gave a p; None without any.
     """
     left, right = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     seen: dict[Hashable, int] = {}
@@ -96,7 +95,7 @@ def false_alarm_rate(
     for _ in range(num_relabellings):
         is_swapped = rng.integers(0, 2, len(seen)).astype(bool)[numbers]
         one, other = np.where(is_swapped, right, left), np.where(is_swapped, left, right)
-        includes_zero = statistic(one, other, names, 1 - alpha).includes_zero
-        num_tests += includes_zero is not None
-        num_alarms += includes_zero is False
+        p = statistic(one, other, names, 1 - alpha).p
+        num_tests += p is not None
+        num_alarms += p is not None and p <= alpha
     return (num_alarms / num_tests if num_tests else None), num_tests

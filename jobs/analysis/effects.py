@@ -3,14 +3,17 @@
 The unit is the prompt: the mean over the seeds that both configurations completed. Units are paired
 (entry i of `a`, the reference, and of `b` belong to one prompt). Clusters are groups of units that
 share noise: the shard for time, memory and throughput, the dataset's cluster column for the rest.
-No input makes these functions raise or warn: what cannot be said is null, with the reason.
+Strata are data sets: an effect is the mean of theirs on the scale of the test, with equal weights.
+p and interval are of one test, which swaps the sides of clusters: `jobs.analysis.swaps`. No input
+makes these functions raise or warn: what cannot be said is null, with the reason.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,15 +22,15 @@ from scipy import special
 from jobs.analysis.intervals import (
     JACKKNIFE,
     NO_SPREAD,
+    ONE_CLUSTER,
+    ONE_HOLDS_ALL,
     Floats,
-    Jackknifed,
     Statistic,
     jackknife,
     log_rate_ratio,
-    log_ratio,
     mean,
 )
-from jobs.analysis.permutation import sign_flip_p
+from jobs.analysis.swaps import SwapTest, fewest_clusters, swap_test
 
 Numbers = Sequence[float | None] | npt.NDArray[np.float64]
 Clusters = Sequence[Hashable] | None
@@ -36,11 +39,8 @@ NO_PAIRS = "there are no pairs"
 ZERO_REFERENCE, ZERO_TOTAL = "the reference's total is zero", "a total is zero"
 NEGATIVE = "negative numbers have no ratio of totals"
 UNBOUNDED = "units differ by so much that the change, or its interval, has no bound"
+ONE_IN_A_SET = "a data set has one unit alone, which says nothing of its spread"
 _LARGEST = 1e100  # of a number that can be meant; squares of it are finite
-
-
-FEWEST_FOR_SIGNS = 14
-"""Clusters from which sign flips decide: 2^13 patterns, so that p can be as small as 0.00012."""
 
 
 @dataclass(frozen=True)
@@ -61,27 +61,16 @@ class Effect:
     """Pairs that could not be used: a number is missing, not finite (or beyond 1e100), or has no
     logarithm."""
     se: float | None = None
-    """Standard error by the jackknife: of the log of 1 + a relative effect, else in its unit."""
+    """Standard error by the jackknife: of the log of 1 + a relative effect, else in its unit. Plans
+    go by it; verdicts do not."""
     p: float | None = None
-    """Two-sided p of no effect, by sign flips of the clusters: `jobs.analysis.permutation`."""
+    """Two-sided p of no effect."""
     df: int | None = None
-    """Degrees of freedom of the standard error: clusters - 1."""
+    """Degrees of freedom of the standard error: clusters less strata."""
     log_estimate: float | None = None
     """The estimate on the scale of `se`."""
-
-    @property
-    def p_of_verdict(self) -> float | None:
-        """What verdicts go by: sign flips, or the interval's t where their patterns are few.
-
-        With 8 clusters no pattern of signs is rarer than 1 in 128, which no family of seven tests
-        survives, whatever the difference. At 8 and 10 clusters the interval is calibrated as well
-        (`benchmarks/statistics.py`).
-        """
-        if self.num_clusters >= FEWEST_FOR_SIGNS or not self.se or not self.df:
-            return self.p
-        if self.log_estimate is None:
-            return self.p
-        return 2 * float(special.stdtr(self.df, -abs(self.log_estimate) / self.se))
+    test: SwapTest | None = field(default=None, compare=False, repr=False)
+    """What `p` and the interval are of, for other levels and other θ."""
 
     @property
     def includes_zero(self) -> bool | None:
@@ -90,11 +79,39 @@ class Effect:
             return None
         return self.low <= 0.0 <= self.high
 
+    @property
+    def is_uniform(self) -> bool:
+        """Whether every unit shows the same change, so that the interval is a point."""
+        if self.low is None or self.high is None or self.identical:
+            return False
+        return self.high - self.low <= 1e-9 * (1 + abs(self.low))
+
     def withheld(self, reason: str) -> Effect:
         """The same estimate without an interval, for a design that cannot support one."""
         return replace(
-            self, low=None, high=None, method=NONE, reason=reason, se=None, p=None, df=None
+            self,
+            low=None,
+            high=None,
+            method=NONE,
+            reason=reason,
+            se=None,
+            p=None,
+            df=None,
+            test=None,
         )
+
+    def as_dict(self) -> dict[str, Any]:
+        """What is written of it: all but the test itself."""
+        return {name: getattr(self, name) for name in WRITTEN}
+
+    def at(self, confidence: float) -> tuple[float, float] | None:
+        """The interval at another confidence, on the test's scale; None where it has no end."""
+        if self.identical:
+            return 0.0, 0.0
+        if self.test is None:
+            return None
+        low, high = self.test.interval(confidence)
+        return (low, high) if math.isfinite(low) and math.isfinite(high) else None
 
     def bounded(self) -> Effect:
         """The same, but without what is too large to be written."""
@@ -105,18 +122,21 @@ class Effect:
         return self
 
 
+WRITTEN = tuple(each.name for each in fields(Effect) if each.name != "test")
+
+
 def ratio_effect(
     a: Numbers,
     b: Numbers,
     clusters: Clusters = None,
     confidence: float = 0.95,
+    strata: Clusters = None,
 ) -> Effect:
     """sum(b) / sum(a) - 1: what the whole workload costs more under `b`, as a fraction.
 
-    For quantities that are never negative (tokens, seconds, bytes). The interval is made on the log
-    scale. Sources: `jobs.analysis.intervals`.
+    For quantities that are never negative (tokens, seconds, bytes).
     """
-    pairs = _pairs([a, b], clusters)
+    pairs = _pairs([a, b], clusters, strata)
     left, right = pairs.columns
     if pairs.size and min(left.min(), right.min()) < 0:
         return pairs.effect(None, NEGATIVE)
@@ -128,7 +148,8 @@ def ratio_effect(
         estimate = float(right.sum() / left.sum()) - 1
     if right.sum() == 0:
         return pairs.effect(estimate, ZERO_TOTAL)
-    return pairs.relative(estimate, log_ratio, confidence)
+    ones = np.ones_like(left)
+    return replace(pairs, columns=[left, ones, right, ones]).tested(True, confidence)
 
 
 def difference_effect(
@@ -136,14 +157,15 @@ def difference_effect(
     b: Numbers,
     clusters: Clusters = None,
     confidence: float = 0.95,
+    strata: Clusters = None,
 ) -> Effect:
     """mean(b - a) in the numbers' own unit, for scores and bits per byte."""
-    pairs = _pairs([a, b], clusters)
+    pairs = _pairs([a, b], clusters, strata)
     left, right = pairs.columns
     if np.array_equal(left, right):
         return pairs.identical()
-    differences = replace(pairs, columns=[right - left, np.ones_like(left)])
-    return differences.absolute(float((right - left).mean()), confidence)
+    ones = np.ones_like(left)
+    return replace(pairs, columns=[left, ones, right, ones]).tested(False, confidence)
 
 
 def mean_effect(
@@ -151,13 +173,20 @@ def mean_effect(
     clusters: Clusters = None,
     confidence: float = 0.95,
 ) -> Effect:
-    """The mean of one configuration's own numbers, with the same intervals as a difference."""
+    """The mean of one configuration's own numbers, with the jackknife's interval: it has no other
+    side to be swapped with. Its p, that the mean is 0, is of the same t."""
     pairs = _pairs([values], clusters)
     if pairs.size == 0:
         return pairs.effect(None, NO_PAIRS)
     column = pairs.columns[0]
-    with_sizes = replace(pairs, columns=[column, np.ones_like(column)])
-    return with_sizes.absolute(float(column.mean()), confidence)
+    estimate = float(column.mean())
+    found = jackknife(np.stack(pairs.totals([column, np.ones_like(column)])), mean, confidence)
+    if isinstance(found, str):
+        return pairs.effect(estimate, found)
+    effect = pairs.effect(estimate, None, (found.low, found.high), JACKKNIFE)
+    df = effect.num_clusters - 1
+    p = 2 * float(special.stdtr(df, -abs(estimate) / found.se))
+    return replace(effect, se=found.se, p=p, df=df, log_estimate=estimate)
 
 
 def geometric_effect(
@@ -165,17 +194,18 @@ def geometric_effect(
     b: Numbers,
     clusters: Clusters = None,
     confidence: float = 0.95,
+    strata: Clusters = None,
 ) -> Effect:
     """exp(mean(log(b / a))) - 1: the typical prompt's relative change.
 
     Pairs with a zero on either side (empty completions) have no logarithm; they are left out and
     counted.
     """
-    pairs = _pairs([a, b], clusters)
+    pairs = _pairs([a, b], clusters, strata)
     left, right = pairs.columns
     keep = (left > 0) & (right > 0)
-    clusters = pairs.groups[keep].tolist()
-    found = difference_effect(np.log(left[keep]), np.log(right[keep]), clusters, confidence)
+    clusters, strata = pairs.groups[keep].tolist(), pairs.strata[keep].tolist()
+    found = difference_effect(np.log(left[keep]), np.log(right[keep]), clusters, confidence, strata)
     relative = replace(
         found,
         estimate=_expm1(found.estimate),
@@ -191,13 +221,14 @@ def rate_effect(
     b: tuple[Numbers, Numbers],
     clusters: Clusters = None,
     confidence: float = 0.95,
+    strata: Clusters = None,
 ) -> Effect:
     """The relative change of a rate; each side is (amounts, times), one entry per unit.
 
     (sum(b amounts) / sum(b times)) / (sum(a amounts) / sum(a times)) - 1, a double ratio, with the
     interval made on the log scale.
     """
-    pairs = _pairs([*a, *b], clusters)
+    pairs = _pairs([*a, *b], clusters, strata)
     columns = pairs.columns
     if pairs.size and min(column.min() for column in columns) < 0:
         return pairs.effect(None, NEGATIVE)
@@ -205,10 +236,7 @@ def rate_effect(
         return pairs.effect(None, ZERO_TOTAL)
     if all(np.array_equal(columns[i], columns[i + 2]) for i in range(2)):
         return pairs.identical()
-    sums = np.array([column.sum() for column in columns])
-    estimate = _expm1(float(log_rate_ratio(sums)))
-    assert estimate is not None
-    return pairs.relative(estimate, log_rate_ratio, confidence)
+    return pairs.tested(True, confidence)
 
 
 def cluster_totals(
@@ -221,15 +249,16 @@ def cluster_totals(
     """
     pairs = _pairs(columns, clusters)
     names = range(len(columns[0])) if clusters is None else list(dict.fromkeys(clusters))
-    return [names[i] for i in np.unique(pairs.groups)], pairs.totals()
+    return [names[i] for i in np.unique(pairs.groups)], np.stack(pairs.totals(pairs.columns))
 
 
 @dataclass(frozen=True)
 class _Pairs:
-    """The usable units: one array per quantity, and each unit's cluster number."""
+    """The usable units: one array per quantity, and each unit's cluster and stratum by number."""
 
     columns: list[Floats]
     groups: npt.NDArray[np.int64]
+    strata: npt.NDArray[np.int64]
     num_left_out: int
 
     @property
@@ -255,61 +284,88 @@ class _Pairs:
             return self.effect(None, NO_PAIRS)
         return replace(self.effect(0.0, None, (0.0, 0.0), IDENTICAL), identical=True)
 
-    def totals(self) -> Floats:
+    def totals(self, columns: Sequence[Floats]) -> list[Floats]:
+        """Of each cluster."""
         _, numbers = np.unique(self.groups, return_inverse=True)
-        return np.stack([np.bincount(numbers, weights=column) for column in self.columns])
+        return [np.bincount(numbers, weights=c).astype(np.float64) for c in columns]
 
-    def relative(
-        self,
-        estimate: float,
-        statistic: Statistic,
-        confidence: float,
-    ) -> Effect:
-        """`statistic` is the log of 1 + estimate."""
-        found = jackknife(self.totals(), statistic, confidence)
-        if isinstance(found, str):
-            on_scale = float(statistic(self.totals().sum(axis=1)))
-            return self.untested(estimate, found, on_scale).bounded()
+    def sets(self) -> list[Floats]:
+        """Totals of the clusters of each stratum: a cluster in two strata is one in each."""
+        parts = []
+        for stratum in np.unique(self.strata):
+            own = self.strata == stratum
+            _, numbers = np.unique(self.groups[own], return_inverse=True)
+            totals = [np.bincount(numbers, weights=c[own]) for c in self.columns]
+            parts.append(np.stack(totals).astype(np.float64))
+        return parts
+
+    def tested(self, is_log: bool, confidence: float) -> Effect:
+        """Of four columns: the reference's amounts and what divides them, then the other side's."""
+        sets = self.sets()
         with np.errstate(over="ignore"):
-            bounds = float(np.expm1(found.low)), float(np.expm1(found.high))
-        return self.tested(estimate, bounds, found).bounded()
-
-    def absolute(self, estimate: float, confidence: float) -> Effect:
-        found = jackknife(self.totals(), mean, confidence)
-        if isinstance(found, str):
-            return self.untested(estimate, found, estimate)
-        return self.tested(estimate, (found.low, found.high), found)
-
-    def untested(self, estimate: float, reason: str, on_scale: float) -> Effect:
-        """No interval; but signs can be flipped of changes that are the same in every unit."""
-        effect = self.effect(estimate, reason)
-        if reason != NO_SPREAD:
-            return effect
-        df = effect.num_clusters - 1
-        p = sign_flip_p(np.full(effect.num_clusters, on_scale))
-        return replace(effect, p=p, df=df, log_estimate=on_scale)
-
-    def tested(self, estimate: float, bounds: tuple[float, float], found: Jackknifed) -> Effect:
-        effect = self.effect(estimate, None, bounds, JACKKNIFE)
-        return replace(
-            effect,
-            se=found.se,
-            p=sign_flip_p(found.pseudo_values),
-            df=effect.num_clusters - 1,
-            log_estimate=found.estimate,
-        )
+            test = swap_test(sets, is_log)
+            on_scale = test.estimate()
+            estimate = float(np.expm1(on_scale)) if is_log else on_scale
+        if not math.isfinite(on_scale):
+            # A data set in which one side has nothing leaves no mean of ratios.
+            return self.effect(None, ZERO_TOTAL)
+        effect = replace(self.effect(estimate), method=test.name)
+        if effect.num_clusters < 2:
+            return replace(effect, reason=ONE_CLUSTER, method=NONE).bounded()
+        if len(sets) > 1 and min(each.shape[1] for each in sets) < 2:
+            return replace(effect, reason=ONE_IN_A_SET, method=NONE).bounded()
+        se, df = _jackknife_error(sets, is_log)
+        low, high = test.interval(confidence)
+        effect = replace(effect, p=test.p(), se=se, df=df, log_estimate=on_scale, test=test)
+        if not (math.isfinite(low) and math.isfinite(high)):
+            fewest = fewest_clusters(1 - confidence)
+            few = f"{effect.num_clusters} units, and {fewest} are needed for an interval"
+            reason = few if effect.num_clusters < fewest else ONE_HOLDS_ALL
+            return replace(effect, reason=reason, method=NONE).bounded()
+        if is_log:
+            with np.errstate(over="ignore"):
+                low, high = float(np.expm1(low)), float(np.expm1(high))
+        # Rounding on the way to logarithms and back must not part an estimate from its interval.
+        return replace(effect, low=min(low, estimate), high=max(high, estimate)).bounded()
 
 
-def _pairs(columns: Sequence[Numbers], clusters: Clusters) -> _Pairs:
+def _jackknife_error(sets: Sequence[Floats], is_log: bool) -> tuple[float | None, int]:
+    """Of the mean of the sets' effects, with its degrees of freedom; None where it has none."""
+    statistic: Statistic = _log_of_rates if is_log else _difference_of_means
+    found = [jackknife(each, statistic, 0.95) for each in sets]
+    errors = [0.0 if each == NO_SPREAD else each for each in found]
+    squares = [each if isinstance(each, (str, float)) else each.se for each in errors]
+    df = sum(each.shape[1] - 1 for each in sets)
+    if any(isinstance(each, str) for each in squares) or not any(squares):
+        return None, df
+    return math.sqrt(math.fsum(float(each) ** 2 for each in squares)) / len(sets), df
+
+
+def _log_of_rates(totals: Floats) -> Floats:
+    return log_rate_ratio(totals)
+
+
+def _difference_of_means(totals: Floats) -> Floats:
+    return mean(totals[2:]) - mean(totals[:2])
+
+
+def _pairs(columns: Sequence[Numbers], clusters: Clusters, strata: Clusters = None) -> _Pairs:
     """What is usable of the columns: units whose every number is there, and is one."""
     arrays = [np.array([math.nan if v is None else v for v in c], np.float64) for c in columns]
     usable = np.logical_and.reduce([np.abs(array) <= _LARGEST for array in arrays])  # NaN is not
-    if clusters is None:
-        groups = np.arange(len(usable), dtype=np.int64)
-    else:
-        seen: dict[Hashable, int] = {}
-        groups = np.array([seen.setdefault(c, len(seen)) for c in clusters], dtype=np.int64)
-    return _Pairs([array[usable] for array in arrays], groups[usable], int((~usable).sum()))
+    groups = np.arange(len(usable), dtype=np.int64) if clusters is None else _numbered(clusters)
+    sets = np.zeros(len(usable), dtype=np.int64) if strata is None else _numbered(strata)
+    return _Pairs(
+        [array[usable] for array in arrays],
+        groups[usable],
+        sets[usable],
+        int((~usable).sum()),
+    )
+
+
+def _numbered(names: Sequence[Hashable]) -> npt.NDArray[np.int64]:
+    seen: dict[Hashable, int] = {}
+    return np.array([seen.setdefault(name, len(seen)) for name in names], dtype=np.int64)
 
 
 def _expm1(value: float | None) -> float | None:
