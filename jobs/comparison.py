@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import duckdb
@@ -22,8 +22,9 @@ from jobs.metrics import METRICS, Metric
 from jobs.pairing import (
     PairedCells,
     PairedPrompts,
+    RowComparison,
     TextComparison,
-    compare_texts,
+    compare_rows,
     paired_cells,
     paired_likelihoods,
     paired_prompts,
@@ -62,6 +63,8 @@ class Comparison:
     share_apart: float = 0.0
     """Share of cells that did not run back to back with their reference's."""
 
+    rows: RowComparison = field(default_factory=RowComparison)
+
     def effect(self, metric: str) -> Effect | None:
         """The metric's main effect: the ratio of totals, or the mean difference."""
         found = [e.effect for e in self.effects if e.metric.name == metric]
@@ -90,16 +93,33 @@ def compare(
     prompts = paired_prompts(connection, name, vs)
     cells = paired_cells(connection, name, vs)
     targets = paired_likelihoods(connection, name, vs)
-    effects = [effect for metric in METRICS for effect in _effects(metric, prompts, cells, targets)]
+    texts, rows = compare_rows(connection, name, vs)
+    unequal = {m for m, count in rows.unequal.items() if count} | cells.unequal
+    effects = [
+        _unless_rows_differ(effect, unequal)
+        for metric in METRICS
+        for effect in _effects(metric, prompts, cells, targets)
+    ]
     return Comparison(
         configuration=name,
         vs=vs,
         is_duplicate=configuration.duplicate_of is not None,
         caches=(cache_name(configuration), cache_name(plan.configuration(vs))),
-        texts=compare_texts(connection, name, vs),
+        texts=texts,
+        rows=rows,
         effects=tuple(effects),
         share_apart=share_apart(connection, name, vs),
     )
+
+
+def _unless_rows_differ(found: MetricEffect, unequal: Set[str]) -> MetricEffect:
+    """Means over seeds can be equal where rows are not: that is no equality, but no difference."""
+    metric = found.metric
+    parts = {"rate": lambda: metric.totals, "per": lambda: metric.parts}
+    names = parts.get(metric.source, lambda: (metric.name,))()
+    if not found.effect.identical or unequal.isdisjoint(names):
+        return found
+    return replace(found, effect=found.effect.not_identical())
 
 
 def _effects(

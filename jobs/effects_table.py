@@ -35,7 +35,9 @@ EFFECTS = [
     Column("num_left_out", INT, "pairs that could not be used"),
     Column("se", FLOAT, "standard error: of the log of 1 + estimate, or of the difference"),
     Column("df", INT, "degrees of freedom of the interval"),
-    Column("p", FLOAT, "sign-flip p that there is no effect; not adjusted"),
+    Column(
+        "p", FLOAT, "p that there is no effect, by swapping the sides of clusters; not adjusted"
+    ),
     Column("log_estimate", FLOAT, "the estimate on the scale of `se`"),
     Column(
         "verdict",

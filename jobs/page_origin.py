@@ -101,8 +101,8 @@ def _judgement(data: Data) -> list[tuple[str, str]]:
                   "looks together keep to α"),
         ("Power aimed at", f"{judgement['power'] * 100:g} %"),
         ("Intervals", f"each at 95 %, over clusters: {'; '.join(_methods(data)) or 'none yet'}"),
-        ("Tests", "sign flips of clusters for a difference; two one-sided tests (TOST) at ±δ for "
-                  "equivalence"),
+        ("Tests", "swaps of the two sides of whole clusters: for a difference, its interval, and "
+                  "two one-sided tests (TOST) at ±δ for equivalence"),
     ]  # fmt: skip
 
 

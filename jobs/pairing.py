@@ -6,7 +6,8 @@ only one side completed enters neither mean.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import duckdb
@@ -38,6 +39,8 @@ class PairedCells:
     shards: list[tuple[str, int]]
     values: dict[str, tuple[list[float | None], list[float | None]]]
     """Column -> (reference, configuration)."""
+    unequal: frozenset[str] = frozenset()
+    """Columns in which some cell differs, whatever the seeds' sums and means."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,23 @@ class TextComparison:
 
     differing: int
     compared: int
+
+
+@dataclass(frozen=True)
+class RowComparison:
+    """How rows of equal (dataset, prompt, seed) end: what may be called equal, and what failed."""
+
+    num_pairs: int = 0
+    num_failed: int = 0
+    """Of the configuration."""
+    num_failed_reference: int = 0
+    num_failed_apart: int = 0
+    """Rows that failed on one side only."""
+    num_empty_sets: int = 0
+    """Data sets without a single pair that both sides completed."""
+    unequal: Mapping[str, int] = field(default_factory=dict)
+    """Metric -> completed pairs that are not equal in it; counts that the length budget decided are
+    equal only where texts are."""
 
 
 def paired_prompts(
@@ -103,9 +123,10 @@ def paired_cells(
         for c, how in columns
         for side in ("r", "o")
     )
+    unequal = ", ".join(f"bool_or(o.{c} IS DISTINCT FROM r.{c})" for c, _ in columns)
     rows = connection.execute(
         f"""
-        SELECT o.dataset, o.shard, {values}
+        SELECT o.dataset, o.shard, {values}, {unequal}
         FROM cells o JOIN cells r USING (dataset, shard, seed, kind)
         WHERE o.configuration = ? AND r.configuration = ? AND o.kind = 'generations'
             AND o.num_errors IS NOT DISTINCT FROM r.num_errors
@@ -117,6 +138,11 @@ def paired_cells(
     return PairedCells(
         shards=[(row[0], row[1]) for row in rows],
         values={c: _columns(rows, 2 + 2 * i) for i, (c, _) in enumerate(columns)},
+        unequal=frozenset(
+            c
+            for i, (c, _) in enumerate(columns)
+            if any(row[2 + 2 * len(columns) + i] for row in rows)
+        ),
     )
 
 
@@ -164,19 +190,32 @@ def paired_likelihoods(
     )
 
 
-def compare_texts(
+def compare_rows(
     connection: duckdb.DuckDBPyConnection, configuration: str, reference: str
-) -> TextComparison:
-    """In an A/A pair, and for an optimisation that is meant to be exact, none should differ."""
+) -> tuple[TextComparison, RowComparison]:
+    """In an A/A pair, and for an optimisation that is meant to be exact, nothing should differ."""
+    done = "o.error IS NULL AND r.error IS NULL"
+    other_text = "o.completion_text IS DISTINCT FROM r.completion_text"
+    by_budget = "(o.finish_reason = 'length' OR r.finish_reason = 'length')"
+    unequal = ", ".join(
+        f"count(*) FILTER ({done} AND ({column(m, 'o')} IS DISTINCT FROM {column(m, 'r')}"
+        + ("))" if m == "prompt_tokens" else f" OR ({other_text} AND {by_budget})))")
+        for m in ROW_METRICS
+    )
     row = connection.execute(
-        """
-        SELECT count(*) FILTER (o.completion_text IS DISTINCT FROM r.completion_text), count(*)
+        f"""
+        SELECT count(*) FILTER ({done} AND {other_text}), count(*) FILTER ({done}), count(*),
+            count(*) FILTER (o.error IS NOT NULL), count(*) FILTER (r.error IS NOT NULL),
+            count(*) FILTER ((o.error IS NULL) <> (r.error IS NULL)),
+            count(DISTINCT o.dataset) - count(DISTINCT o.dataset) FILTER ({done}), {unequal}
         FROM generations o JOIN generations r USING (dataset, prompt_id, seed)
-        WHERE o.configuration = ? AND r.configuration = ? AND o.error IS NULL AND r.error IS NULL
+        WHERE o.configuration = ? AND r.configuration = ?
         """,
         [configuration, reference],
     ).fetchone()
-    return TextComparison(*row) if row else TextComparison(0, 0)
+    assert row is not None  # An aggregate without GROUP BY always has one row.
+    counts = dict(zip(ROW_METRICS, row[7:], strict=True))
+    return TextComparison(*row[:2]), RowComparison(row[2], row[3], row[4], row[5], row[6], counts)
 
 
 def _columns(

@@ -22,12 +22,16 @@ from jobs.comparison import Comparison, MetricEffect
 from jobs.judgement import Judgement
 from jobs.looks import Look, Settled, Word, settled
 from jobs.metrics import METRICS
+from jobs.wording import plural
 
 Family = Literal["primary", "exploratory"]
 ALARM_LEVEL = 0.01
 """Adjusted p of the A/A pair below which its difference of nothing is an alarm."""
 MOST_APART = 0.5
 """Share of cells run apart from their reference's from which on times are not compared."""
+FAILURE_MARGIN = 0.01
+"""Share of rows by which two sides' failures may differ: beyond it what completed is not the same
+prompts, and nothing compares."""
 ONE_PAIR = "equal in the one pair that there is, which shows no equality"
 LENGTH_GUARD = (0.9, 1.1)
 """Of the reference's mean output length (MLPerf Inference's rule for language models)."""
@@ -153,7 +157,16 @@ def trips_length_guard(comparison: Comparison) -> bool:
 
 def _withheld(comparison: Comparison, found: MetricEffect, raised: Sequence[Alarm]) -> str | None:
     """Why a metric gets no verdict here, whatever its numbers."""
-    metric = found.metric
+    metric, rows = found.metric, comparison.rows
+    if abs(rows.num_failed - rows.num_failed_reference) > FAILURE_MARGIN * rows.num_pairs:
+        return (
+            f"{rows.num_failed:,} of {rows.num_pairs:,} rows failed, and "
+            f"{rows.num_failed_reference:,} of {comparison.vs}'s: what completed does not compare"
+        )
+    if found.effect.identical and rows.num_failed_apart:
+        return f"{plural(rows.num_failed_apart, 'row')} failed on one side only"
+    if found.effect.identical and rows.num_empty_sets:
+        return f"{plural(rows.num_empty_sets, 'data set')} without a single completed pair"
     if metric.is_memory:
         if any(alarm.metric == metric.name for alarm in raised):
             return "the same configuration run twice differs in this memory"
@@ -224,9 +237,9 @@ def _verdict(
     num_tests: int,
 ) -> Verdict:
     effect, margin = found.effect, judgement.margin(found.metric)
-    if effect.identical and effect.num_units == 1:
-        return Verdict("inconclusive", family, margin, reason=ONE_PAIR)
-    if effect.identical:
+    if effect.identical and withheld is None:
+        if effect.num_units == 1:
+            return Verdict("inconclusive", family, margin, reason=ONE_PAIR)
         return Verdict("exactly equal", family, margin)
     smallest = _mde(found, judgement, level)
     if withheld is not None:

@@ -165,7 +165,7 @@ def test_a_change_that_is_the_same_everywhere_is_no_chance(tmp_path: Path) -> No
     said = text(explain_results(results, "fast", "kv_committed_peak_bytes"))
     assert "Verdict: better." in said
     assert "16 pairs of shards" in said
-    assert "less than 1 in 1,000 of such trials (sign flips)" in said
+    assert "less than 1 in 1,000 of such trials (cluster swaps)" in said
     assert "cannot be told from chance" not in said
 
 

@@ -100,7 +100,7 @@ def test_provenance_says_how_it_was_sampled_and_judged(tree: Node) -> None:
     assert found["Seeds"] == "1, 2"
     assert found["Primary metrics"].startswith("completion tokens, time per byte")
     assert found["Error rate α"].startswith("5 %")
-    assert "jackknife" in found["Intervals"]
+    assert "cluster swaps" in found["Intervals"]
     assert '"analysis"' in section.all("pre")[0].text
 
 

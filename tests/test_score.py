@@ -76,11 +76,10 @@ def test_statistics_by_hand(tmp_path: Path) -> None:
     fast = found["fast", "contains"]
     assert fast["mean"].estimate == pytest.approx((12 - 2.5) / 12)
     assert fast["difference"].estimate == pytest.approx(-2.5 / 12)
-    # sd of the 12 paired differences (-1, -1, -0.5, 0 x 9) is sqrt(sum (d - mean)^2 / 11).
-    mean = -2.5 / 12
-    sd = ((2 * (-1 - mean) ** 2 + (-0.5 - mean) ** 2 + 9 * mean**2) / 11) ** 0.5
-    half = 2.200985160 * sd / 12**0.5
-    assert fast["difference"].high == pytest.approx(mean + half)
+    # Of the 2^12 ways to swap sides only the three prompts that differ matter: 2 of 8 are as far
+    # from 0; and no prompt was better, so that nothing above 0 is in the interval.
+    assert fast["difference"].p == pytest.approx(2 / 8)
+    assert fast["difference"].high == 0
     assert found["again", "contains"]["difference"].identical
     assert found["baseline", "contains"]["difference"] is None
 

@@ -251,3 +251,87 @@ def test_needs_count_clusters_of_prompts(tmp_path: Path) -> None:
     assert alone is not None
     assert together is not None
     assert together > 3 * alone
+
+
+def test_equal_means_of_rows_that_differ_are_not_exactly_equal(tmp_path: Path) -> None:
+    """One seed has as many tokens more as the other has fewer."""
+
+    def mirrored(cell: Cell, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+        for row in rows if cell.configuration == "fast" else ():
+            if "completion_tokens" in row:
+                row["completion_tokens"] += 3 if cell.seed == 1 else -3
+
+    found = findings(make_results(tmp_path / "out", edit=mirrored)).of("fast")
+    assert found.comparison.effect("completion_tokens").estimate == 0  # type: ignore[union-attr]
+    assert found.comparison.rows.unequal["completion_tokens"] == 96
+    verdict = found.verdicts["completion_tokens"]
+    assert verdict.word == "inconclusive"
+    assert verdict.reason == "means are equal, and rows are not"
+    assert found.verdicts["prompt_tokens"].word == "exactly equal"
+
+
+@pytest.mark.parametrize("is_other_text", [False, True])
+def test_counts_that_the_budget_decided_are_equal_only_where_texts_are(
+    tmp_path: Path, is_other_text: bool
+) -> None:
+    def cut(cell: Cell, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+        for row in rows:
+            if "finish_reason" in row:
+                row["finish_reason"] = "length"
+            if is_other_text and cell.configuration == "fast" and "completion_text" in row:
+                row["completion_text"] += "!"
+
+    found = findings(make_results(tmp_path / "out", edit=cut)).of("fast")
+    word = found.verdicts["completion_tokens"].word
+    assert word == ("inconclusive" if is_other_text else "exactly equal")
+
+
+def failing(row: dict[str, Any]) -> None:
+    row["finish_reason"], row["error"] = "error", "out of memory"
+    for name in set(row) - KEPT:
+        row[name] = None
+
+
+KEPT = frozenset(
+    [
+        "run_id",
+        "dataset",
+        "prompt_id",
+        "seed",
+        "shard",
+        "cell",
+        "attempt",
+        "finish_reason",
+        "error",
+        "worker",
+        "node",
+        "device",
+        "order_in_block",
+        "batch_size",
+        "started_at",
+        "warmup",
+    ]
+)
+
+
+@pytest.mark.parametrize("num", [1, 12])
+def test_failures_of_one_side_withhold(tmp_path: Path, num: int) -> None:
+    """What completed of an arm whose long prompts ran out of memory is no such workload."""
+    left = num
+
+    def out_of_memory(cell: Cell, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+        nonlocal left
+        for row in rows if cell.configuration == "fast" and cell.kind == "generations" else ():
+            if left:
+                failing(row)
+                left -= 1
+                facts["num_errors"] = (facts.get("num_errors") or 0) + 1
+
+    results = make_results(tmp_path / "out", edit=out_of_memory, seeds=(1, 2, 3))
+    found = findings(results).of("fast")
+    rows = found.comparison.rows
+    assert (rows.num_pairs, rows.num_failed, rows.num_failed_reference) == (144, num, 0)
+    words = {name: v.word for name, v in found.verdicts.items()}
+    assert words["completion_tokens"] == "withheld", "it was exactly equal where both completed"
+    assert "failed" in (found.verdicts["completion_tokens"].reason or "")
+    assert (set(words.values()) == {"withheld"}) == (num == 12)

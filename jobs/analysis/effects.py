@@ -39,6 +39,7 @@ NO_PAIRS = "there are no pairs"
 ZERO_REFERENCE, ZERO_TOTAL = "the reference's total is zero", "a total is zero"
 NEGATIVE = "negative numbers have no ratio of totals"
 UNBOUNDED = "units differ by so much that the change, or its interval, has no bound"
+EQUAL_MEANS = "means are equal, and rows are not"
 ONE_IN_A_SET = "a data set has one unit alone, which says nothing of its spread"
 _LARGEST = 1e100  # of a number that can be meant; squares of it are finite
 
@@ -103,6 +104,10 @@ class Effect:
     def as_dict(self) -> dict[str, Any]:
         """What is written of it: all but the test itself."""
         return {name: getattr(self, name) for name in WRITTEN}
+
+    def not_identical(self) -> Effect:
+        """Of equal means of numbers that differ: no difference is seen, with nothing to test by."""
+        return replace(self, low=None, high=None, method=NONE, identical=False, reason=EQUAL_MEANS)
 
     def at(self, confidence: float) -> tuple[float, float] | None:
         """The interval at another confidence, on the test's scale; None where it has no end."""
