@@ -1,7 +1,7 @@
 """Numbers of several configurations on the same units, as a factorial and a front need them.
 
 A pair needs what both sides completed; these need what all completed. Every unit's cluster is its
-shard for time and memory, the dataset's cluster (or the prompt) for the rest.
+shard for time and memory (in leases the round), the dataset's cluster (or the prompt) for the rest.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from jobs.analysis.intervals import Floats
 from jobs.metrics import Metric, column
-from jobs.pairing import cluster_of
+from jobs.pairing import ROUNDS, cluster_of, in_leases
 
 
 @dataclass(frozen=True)
@@ -30,37 +30,46 @@ def aligned(
     connection: duckdb.DuckDBPyConnection, metric: Metric, configurations: Sequence[str]
 ) -> Aligned:
     """Totals per cluster of what every one of the configurations has; empty where nothing is."""
-    rows = connection.execute(_query(metric), {"names": list(configurations)}).fetchall()
+    leases = in_leases(connection)
+    rows = connection.execute(_query(metric, leases), {"names": list(configurations)}).fetchall()
     places: dict[Hashable, int] = {}
     for dataset, unit, cluster, shard, *_ in rows:
-        places.setdefault(_cluster(metric, dataset, unit, cluster, shard), len(places))
+        places.setdefault(_cluster(metric, leases, dataset, unit, cluster, shard), len(places))
     totals = {name: np.zeros((2, len(places))) for name in configurations}
     for dataset, unit, cluster, shard, name, above, below in rows:
-        place = places[_cluster(metric, dataset, unit, cluster, shard)]
+        place = places[_cluster(metric, leases, dataset, unit, cluster, shard)]
         totals[name][:, place] += (above, below)
     return Aligned(totals, list(places))
 
 
 def _cluster(
-    metric: Metric, dataset: str, unit: str | None, cluster: str | None, shard: int
+    metric: Metric,
+    leases: bool,
+    dataset: str,
+    unit: str | None,
+    cluster: str | None,
+    shard: int,
 ) -> Hashable:
+    """`shard` is the round where leases were used."""
     if metric.is_timed or metric.is_memory or unit is None:
-        return dataset, shard
+        return ("round" if leases else dataset), shard
     return cluster_of(dataset, unit, cluster)
 
 
-def _query(metric: Metric) -> str:
-    """Rows of (dataset, prompt, cluster, shard, configuration, above, below)."""
+def _query(metric: Metric, leases: bool) -> str:
+    """Rows of (dataset, prompt, cluster, shard or round, configuration, above, below)."""
+    place = "round" if leases else "shard"
     if metric.source in ("rate", "peak"):
         above, below = metric.totals if metric.source == "rate" else (metric.name, "1")
         return f"""
             WITH used AS (
-                SELECT dataset, shard, seed, configuration, {above} AS above, {below} AS below
+                SELECT dataset, shard, {place} AS place, seed, configuration, {above} AS above,
+                    {below} AS below
                 FROM cells WHERE kind = 'generations' AND configuration IN (SELECT unnest($names))
                     AND {above} IS NOT NULL AND {below} IS NOT NULL AND num_errors = 0),
             whole AS (SELECT dataset, shard, seed FROM used GROUP BY ALL
                 HAVING count(DISTINCT configuration) = len($names))
-            SELECT dataset, NULL, NULL, shard, configuration, sum(above), sum(below)
+            SELECT dataset, NULL, NULL, place, configuration, sum(above), sum(below)
             FROM used JOIN whole USING (dataset, shard, seed) GROUP BY ALL ORDER BY ALL"""
     if metric.source == "quality":
         above, below, table, key = "nats / ln(2) / num_bytes", "1", "likelihoods", "candidate"
@@ -71,19 +80,22 @@ def _query(metric: Metric) -> str:
         usable = f"{above} IS NOT NULL AND {below} IS NOT NULL"
         if metric.is_timed:
             usable += " AND NOT coalesce(warmup, false)"
+    by_round = leases and metric.is_timed
+    place = "round" if by_round else "shard"
+    source = f"{table} JOIN rounds USING (dataset, shard, seed)" if by_round else table
     return f"""
-        WITH used AS (
-            SELECT dataset, prompt_id, {key} AS repeat, shard, configuration,
-                {above} AS above, {below} AS below
-            FROM {table} WHERE configuration IN (SELECT unnest($names)) AND error IS NULL
+        WITH {ROUNDS}, used AS (
+            SELECT dataset, prompt_id, {key} AS repeat, {place} AS place,
+                configuration, {above} AS above, {below} AS below
+            FROM {source} WHERE configuration IN (SELECT unnest($names)) AND error IS NULL
                 AND {usable}),
         whole AS (SELECT dataset, prompt_id, repeat FROM used GROUP BY ALL
             HAVING count(DISTINCT configuration) = len($names)),
         groups AS (
             SELECT dataset, prompt_id, any_value(cluster) AS cluster FROM prompts GROUP BY ALL)
-        SELECT used.dataset, used.prompt_id, any_value(groups.cluster), any_value(used.shard),
+        SELECT used.dataset, used.prompt_id, any_value(groups.cluster), used.place,
             used.configuration, avg(above), avg(below)
         FROM used JOIN whole USING (dataset, prompt_id, repeat)
             LEFT JOIN groups ON groups.dataset = used.dataset
                 AND groups.prompt_id = used.prompt_id
-        GROUP BY used.dataset, used.prompt_id, used.configuration ORDER BY ALL"""
+        GROUP BY used.dataset, used.prompt_id, used.place, used.configuration ORDER BY ALL"""

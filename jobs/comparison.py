@@ -18,16 +18,19 @@ from jobs.analysis.effects import (
     rate_effect,
     ratio_effect,
 )
+from jobs.analysis.swaps import fewest_clusters
 from jobs.metrics import METRICS, Metric
 from jobs.pairing import (
     PairedCells,
     PairedPrompts,
+    PairedTimes,
     RowComparison,
     TextComparison,
     compare_rows,
     paired_cells,
     paired_likelihoods,
     paired_prompts,
+    paired_times,
     share_apart,
 )
 from jobs.wording import plural
@@ -92,13 +95,14 @@ def compare(
         raise ValueError(f"{name} is a reference: there is nothing to compare it with")
     prompts = paired_prompts(connection, name, vs)
     cells = paired_cells(connection, name, vs)
-    targets = paired_likelihoods(connection, name, vs)
+    times = paired_times(connection, name, vs, prompts)
+    pairs = _Paired(prompts, times, cells, paired_likelihoods(connection, name, vs))
     texts, rows = compare_rows(connection, name, vs)
     unequal = {m for m, count in rows.unequal.items() if count} | cells.unequal
     effects = [
         _unless_rows_differ(effect, unequal)
         for metric in METRICS
-        for effect in _effects(metric, prompts, cells, targets)
+        for effect in _effects(metric, pairs)
     ]
     return Comparison(
         configuration=name,
@@ -122,71 +126,71 @@ def _unless_rows_differ(found: MetricEffect, unequal: Set[str]) -> MetricEffect:
     return replace(found, effect=found.effect.not_identical())
 
 
-def _effects(
-    metric: Metric, prompts: PairedPrompts, cells: PairedCells, targets: PairedPrompts
-) -> list[MetricEffect]:
+@dataclass(frozen=True)
+class _Paired:
+    """All that two configurations are compared by."""
+
+    prompts: PairedPrompts
+    times: PairedTimes
+    cells: PairedCells
+    targets: PairedPrompts
+
+
+def _effects(metric: Metric, pairs: _Paired) -> list[MetricEffect]:
+    prompts, cells, targets = pairs.prompts, pairs.cells, pairs.targets
     if metric.source == "rate":
         return [_rate(metric, cells)]
     if metric.source == "per":
-        return [_per(metric, prompts)]
+        return [_per(metric, pairs)]
     if metric.source == "quality":
         a, b = targets.means[metric.name]
-        return [
-            _given(
-                metric,
-                "mean difference",
-                a,
-                b,
-                difference_effect(a, b, targets.clusters, strata=_sets(targets.clusters)),
-            )
-        ]
+        effect = difference_effect(a, b, targets.clusters, strata=_sets(targets.datasets))
+        return [_given(metric, "mean difference", a, b, effect)]
     if metric.source == "peak":
         a, b = cells.values[metric.name]
-        effect = _guarded(
-            ratio_effect(a, b, cells.shards, strata=_sets(cells.shards)), a, b, cells.shards
-        )
-        return [_given(metric, "ratio of totals", a, b, effect)]
+        effect = ratio_effect(a, b, cells.clusters, strata=_sets(cells.datasets))
+        return [_given(metric, "ratio of totals", a, b, _guarded(effect, a, b, cells))]
     a, b = prompts.means[metric.name]
-    clusters = _clusters(metric, prompts)
-    ratio = ratio_effect(a, b, clusters, strata=_sets(clusters))
-    geometric = geometric_effect(a, b, clusters, strata=_sets(clusters))
     if metric.source == "time":
-        ratio = _guarded(ratio, a, b, prompts.shards)
-        geometric = _guarded(geometric, a, b, prompts.shards)
+        c, d = pairs.times.values[metric.name]
+        clusters, sets = pairs.times.clusters, _sets(pairs.times.datasets)
+        ratio = _guarded(ratio_effect(c, d, clusters, strata=sets), c, d, pairs.times)
+        geometric = _guarded(geometric_effect(c, d, clusters, strata=sets), c, d, pairs.times)
+    else:
+        sets = _sets(prompts.datasets)
+        ratio = ratio_effect(a, b, prompts.clusters, strata=sets)
+        geometric = geometric_effect(a, b, prompts.clusters, strata=sets)
     return [
         _given(metric, "ratio of totals", a, b, ratio),
         _given(metric, "geometric mean", a, b, geometric),
     ]
 
 
-def _clusters(metric: Metric, prompts: PairedPrompts) -> Sequence[tuple[str, object]]:
-    return prompts.shards if metric.is_timed else prompts.clusters
-
-
-def _sets(clusters: Sequence[tuple[str, object]]) -> list[str]:
+def _sets(datasets: Sequence[str]) -> list[str]:
     """Data sets are fixed strata; what was added to one later is part of it."""
-    return [origin(dataset) for dataset, _ in clusters]
+    return [origin(dataset) for dataset in datasets]
 
 
-def _per(metric: Metric, prompts: PairedPrompts) -> MetricEffect:
+def _per(metric: Metric, pairs: _Paired) -> MetricEffect:
     """One sum over another, such as native tokens over base tokens of the same text."""
-    above, below = (prompts.means[name] for name in metric.parts)
-    clusters = _clusters(metric, prompts)
-    effect = rate_effect(
-        (above[0], below[0]), (above[1], below[1]), clusters, strata=_sets(clusters)
-    )
-    if metric.is_timed:
-        effect = _guarded(effect, above[0], above[1], prompts.shards)
+    above, below = (pairs.prompts.means[name] for name in metric.parts)
     rates = [_rate_of(*pair) for pair in zip(above, below, strict=True)]
+    if metric.is_timed:
+        above, below = (pairs.times.values[name] for name in metric.parts)
+        clusters, sets = pairs.times.clusters, _sets(pairs.times.datasets)
+    else:
+        clusters, sets = [*pairs.prompts.clusters], _sets(pairs.prompts.datasets)
+    effect = rate_effect((above[0], below[0]), (above[1], below[1]), clusters, strata=sets)
+    if metric.is_timed:
+        effect = _guarded(effect, above[0], above[1], pairs.times)
     return MetricEffect(metric, "ratio of totals", rates[0], rates[1], effect)
 
 
 def _rate(metric: Metric, cells: PairedCells) -> MetricEffect:
     amounts, times = (cells.values[name] for name in metric.totals)
-    effect = rate_effect(
-        (amounts[0], times[0]), (amounts[1], times[1]), cells.shards, strata=_sets(cells.shards)
-    )
-    effect = _guarded(effect, amounts[0], amounts[1], cells.shards)
+    sides = (amounts[0], times[0]), (amounts[1], times[1])
+    effect = rate_effect(*sides, cells.clusters, strata=_sets(cells.datasets))
+    effect = _guarded(effect, amounts[0], amounts[1], cells)
     rates = [_rate_of(amount, time) for amount, time in zip(amounts, times, strict=True)]
     return MetricEffect(metric, "ratio of totals", rates[0], rates[1], effect)
 
@@ -215,14 +219,24 @@ def _given(
     return MetricEffect(metric, statistic, left, right, effect)
 
 
-def _guarded(effect: Effect, a: Numbers, b: Numbers, shards: Sequence[tuple[str, int]]) -> Effect:
-    """Without an interval where a dataset has fewer shards than one can be trusted with."""
-    if effect.low is None or effect.identical:
+def _guarded(effect: Effect, a: Numbers, b: Numbers, pairs: PairedTimes | PairedCells) -> Effect:
+    """Without an interval where a dataset has fewer shards than one can be trusted with.
+
+    Rounds are no data set's own: of these there have to be so many as the test itself needs.
+    """
+    if pairs.in_leases and effect.num_clusters < (fewest := fewest_clusters(0.05)):
+        return effect.withheld(
+            f"{plural(effect.num_clusters, 'round')} of leases, and {fewest} are needed for an "
+            "interval: `workers.rounds`"
+        )
+    if effect.low is None or effect.identical or pairs.in_leases:
         return effect
     used = {
-        shard for shard, x, y in zip(shards, a, b, strict=True) if x is not None and y is not None
+        (origin(dataset), cluster)
+        for dataset, cluster, x, y in zip(pairs.datasets, pairs.clusters, a, b, strict=True)
+        if x is not None and y is not None
     }
-    fewest = min(Counter(origin(dataset) for dataset, _ in used).values(), default=0)
+    fewest = min(Counter(dataset for dataset, _ in used).values(), default=0)
     if fewest >= MIN_SHARDS:
         return effect
     return effect.withheld(

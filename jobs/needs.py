@@ -24,7 +24,10 @@ from jobs.analysis.power import Needs, needed
 from jobs.comparison import MetricEffect
 from jobs.judgement import Judgement
 from jobs.metrics import Metric, column
+from jobs.pairing import in_leases
 from jobs.verdicts import margin_on_scale
+
+LEASES = "configurations took turns in rounds, so only more rounds would: `workers.rounds`"
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ def need(
     """
     if found.effect.p is None and not found.effect.identical and found.effect.num_units > 1:
         return Need(None, None, found.effect.reason)
+    if (found.metric.is_timed or found.metric.is_memory) and in_leases(connection):
+        return Need(None, None, LEASES)
     values, units = influences(connection, pair, found.metric)
     num_units = len(set(units))
     if num_units < 2:

@@ -6,7 +6,7 @@ only one side completed enters neither mean.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,14 +31,40 @@ class PairedPrompts:
     means: dict[str, tuple[list[float | None], list[float | None]]]
     """Metric -> (reference, configuration); None where no seed has the metric on both sides."""
 
+    @property
+    def datasets(self) -> list[str]:
+        return [dataset for dataset, _ in self.shards]
+
+
+@dataclass(frozen=True)
+class PairedTimes:
+    """What was timed, by what shares its noise.
+
+    Workers that hold all configurations run a shard's cells back to back: the sides of a shard were
+    drawn at random, an entry is a prompt, and its cluster the shard. In leases the order of
+    configurations was drawn by round, and all that a round runs of one shares the state of the
+    machine: an entry is a prompt's part in a round, and its cluster is the round.
+    """
+
+    clusters: list[Hashable]
+    datasets: list[str]
+    values: dict[str, tuple[list[float | None], list[float | None]]]
+    """Metric -> (reference, configuration); of a prompt in several rounds parts of its mean."""
+    in_leases: bool = False
+
 
 @dataclass(frozen=True)
 class PairedCells:
-    """One entry per (dataset, shard): totals over the seeds that both sides committed."""
+    """One entry per (dataset, shard): totals over the seeds that both sides committed.
 
-    shards: list[tuple[str, int]]
+    In leases per (dataset, round), as `PairedTimes`.
+    """
+
+    clusters: list[Hashable]
+    datasets: list[str]
     values: dict[str, tuple[list[float | None], list[float | None]]]
     """Column -> (reference, configuration)."""
+    in_leases: bool = False
     unequal: frozenset[str] = frozenset()
     """Columns in which some cell differs, whatever the seeds' sums and means."""
 
@@ -102,6 +128,65 @@ def paired_prompts(
     )
 
 
+def in_leases(connection: duckdb.DuckDBPyConnection) -> bool:
+    """Whether configurations took turns in rounds, instead of running back to back."""
+    row = connection.execute("SELECT max(round) FROM cells WHERE kind = 'generations'").fetchone()
+    return bool(row and row[0])
+
+
+def paired_times(
+    connection: duckdb.DuckDBPyConnection,
+    configuration: str,
+    reference: str,
+    prompts: PairedPrompts,
+) -> PairedTimes:
+    """Of the same pairs as `prompts`, which it is made of where no leases were used."""
+    names = (*TIME_METRICS, *ROW_METRICS)
+    if not in_leases(connection):
+        values = {m: prompts.means[m] for m in names}
+        return PairedTimes([*prompts.shards], prompts.datasets, values)
+    warm = "NOT coalesce(r.warmup, false) AND NOT coalesce(o.warmup, false)"
+    both = {
+        m: f"{column(m, 'r')} IS NOT NULL AND {column(m, 'o')} IS NOT NULL AND {warm}"
+        for m in names
+    }
+    inner = ", ".join(
+        f"sum({column(m, side)}) FILTER ({both[m]}) AS {side}_{m}" for m in names for side in "ro"
+    )
+    counts = ", ".join(f"count(*) FILTER ({both[m]}) AS n_{m}" for m in names)
+    shares = ", ".join(
+        f"{side}_{m} / sum(n_{m}) OVER (PARTITION BY dataset, prompt_id)"
+        for m in names
+        for side in "ro"
+    )
+    rows = connection.execute(
+        f"""
+        WITH {ROUNDS}, parts AS (
+            SELECT o.dataset, o.prompt_id, rounds.round AS round, {inner}, {counts}
+            FROM generations o JOIN generations r USING (dataset, prompt_id, seed)
+            JOIN rounds ON rounds.dataset = o.dataset AND rounds.shard = o.shard
+                AND rounds.seed = o.seed
+            WHERE o.configuration = ? AND r.configuration = ?
+                AND o.error IS NULL AND r.error IS NULL
+            GROUP BY o.dataset, o.prompt_id, rounds.round)
+        SELECT dataset, round, {shares} FROM parts ORDER BY dataset, prompt_id, round
+        """,
+        [configuration, reference],
+    ).fetchall()
+    return PairedTimes(
+        [("round", row[1]) for row in rows],
+        [row[0] for row in rows],
+        {m: _columns(rows, 2 + 2 * i) for i, m in enumerate(names)},
+        in_leases=True,
+    )
+
+
+# The round of a shard and seed is the same for all configurations.
+ROUNDS = """rounds AS (
+            SELECT dataset, shard, seed, max(round) AS round FROM cells
+            WHERE kind = 'generations' GROUP BY ALL)"""
+
+
 CELL_TOTALS = (
     "wall_s", "completion_tokens", "base_completion_tokens", "completion_bytes",
     "kv_committed_byte_s",
@@ -124,20 +209,23 @@ def paired_cells(
         for side in ("r", "o")
     )
     unequal = ", ".join(f"bool_or(o.{c} IS DISTINCT FROM r.{c})" for c, _ in columns)
+    unit = "o.round" if (leases := in_leases(connection)) else "o.shard"
     rows = connection.execute(
         f"""
-        SELECT o.dataset, o.shard, {values}, {unequal}
+        SELECT o.dataset, {unit}, {values}, {unequal}
         FROM cells o JOIN cells r USING (dataset, shard, seed, kind)
         WHERE o.configuration = ? AND r.configuration = ? AND o.kind = 'generations'
             AND o.num_errors IS NOT DISTINCT FROM r.num_errors
             AND coalesce(o.num_errors, 0) < o.rows
-        GROUP BY o.dataset, o.shard ORDER BY o.dataset, o.shard
+        GROUP BY o.dataset, {unit} ORDER BY o.dataset, {unit}
         """,
         [configuration, reference],
     ).fetchall()
     return PairedCells(
-        shards=[(row[0], row[1]) for row in rows],
+        clusters=[("round" if leases else row[0], row[1]) for row in rows],
+        datasets=[row[0] for row in rows],
         values={c: _columns(rows, 2 + 2 * i) for i, (c, _) in enumerate(columns)},
+        in_leases=leases,
         unequal=frozenset(
             c
             for i, (c, _) in enumerate(columns)

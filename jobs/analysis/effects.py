@@ -294,13 +294,23 @@ class _Pairs:
         _, numbers = np.unique(self.groups, return_inverse=True)
         return [np.bincount(numbers, weights=c).astype(np.float64) for c in columns]
 
+    @property
+    def is_joint(self) -> bool:
+        """Whether a cluster is of several strata, as a round of all data sets is."""
+        both = np.unique(np.stack([self.groups, self.strata]), axis=1).shape[1]
+        return bool(both > len(np.unique(self.groups)))
+
     def sets(self) -> list[Floats]:
-        """Totals of the clusters of each stratum: a cluster in two strata is one in each."""
-        parts = []
+        """Totals of each stratum's clusters; where clusters are joint, of all clusters in each."""
+        _, groups = np.unique(self.groups, return_inverse=True)
+        size, parts = int(groups.max(initial=-1)) + 1, []
         for stratum in np.unique(self.strata):
             own = self.strata == stratum
-            _, numbers = np.unique(self.groups[own], return_inverse=True)
-            totals = [np.bincount(numbers, weights=c[own]) for c in self.columns]
+            numbers, num = groups[own], size
+            if not self.is_joint:
+                names, numbers = np.unique(numbers, return_inverse=True)
+                num = len(names)
+            totals = [np.bincount(numbers, weights=c[own], minlength=num) for c in self.columns]
             parts.append(np.stack(totals).astype(np.float64))
         return parts
 
@@ -308,7 +318,7 @@ class _Pairs:
         """Of four columns: the reference's amounts and what divides them, then the other side's."""
         sets = self.sets()
         with np.errstate(over="ignore"):
-            test = swap_test(sets, is_log)
+            test = swap_test(sets, is_log, is_joint=self.is_joint)
             on_scale = test.estimate()
             estimate = float(np.expm1(on_scale)) if is_log else on_scale
         if not math.isfinite(on_scale):
@@ -337,10 +347,10 @@ class _Pairs:
 def _jackknife_error(sets: Sequence[Floats], is_log: bool) -> tuple[float | None, int]:
     """Of the mean of the sets' effects, with its degrees of freedom; None where it has none."""
     statistic: Statistic = _log_of_rates if is_log else _difference_of_means
-    found = [jackknife(each, statistic, 0.95) for each in sets]
+    found = [jackknife(each[:, each.any(axis=0)], statistic, 0.95) for each in sets]
     errors = [0.0 if each == NO_SPREAD else each for each in found]
     squares = [each if isinstance(each, (str, float)) else each.se for each in errors]
-    df = sum(each.shape[1] - 1 for each in sets)
+    df = sum(int(each.any(axis=0).sum()) - 1 for each in sets)
     if any(isinstance(each, str) for each in squares) or not any(squares):
         return None, df
     return math.sqrt(math.fsum(float(each) ** 2 for each in squares)) / len(sets), df

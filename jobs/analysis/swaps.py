@@ -78,10 +78,13 @@ class SwapTest:
     """One per set; they sum to 1."""
     is_log: bool
     """θ is the log of a ratio of ratios; else a difference of means."""
+    is_joint: bool = False
+    """Cluster i of every set is the same one, and is swapped in all of them at once."""
 
     @property
     def num_clusters(self) -> int:
-        return sum(each.shape[1] for each in self.sets)
+        sizes = [each.shape[1] for each in self.sets]
+        return sizes[0] if self.is_joint else sum(sizes)
 
     @property
     def name(self) -> str:
@@ -152,7 +155,7 @@ class SwapTest:
 
     @property
     def _df(self) -> int:
-        return self.num_clusters - len(self.sets)
+        return self.num_clusters - (1 if self.is_joint else len(self.sets))
 
     @cached_property
     def _seen(self) -> tuple[float, float]:
@@ -284,12 +287,17 @@ class SwapTest:
 
 
 def swap_test(
-    sets: Sequence[Floats], is_log: bool, weights: Sequence[float] | None = None
+    sets: Sequence[Floats],
+    is_log: bool,
+    weights: Sequence[float] | None = None,
+    is_joint: bool = False,
 ) -> SwapTest:
     """Of the sets' totals (4, clusters), with equal weights where none are given."""
     given = [1.0] * len(sets) if weights is None else list(weights)
     whole = math.fsum(given)
     shares = tuple(each / whole for each in given)
+    if is_joint:
+        return SwapTest(tuple(sets), shares, is_log, is_joint=True)
     joined = tuple(_joined(each, _MOST_CLUSTERS // len(sets) or 2) for each in sets)
     return SwapTest(joined, shares, is_log)
 
@@ -331,7 +339,10 @@ def _finite(values: Floats) -> Floats:
 def _sums(test: SwapTest, num_swaps: int) -> list[Floats]:
     pairs = zip(test.sets, test.kinds, strict=True)
     columns = [products(totals, kind) for totals, kind in pairs]
-    return swapped_sums(columns, num_swaps, MOST_ENUMERATED)
+    if not test.is_joint:
+        return swapped_sums(columns, num_swaps, MOST_ENUMERATED)
+    (sums,) = swapped_sums([np.concatenate(columns)], num_swaps, MOST_ENUMERATED)
+    return np.split(sums, np.cumsum([len(each) for each in columns])[:-1])
 
 
 @lru_cache(maxsize=4)
