@@ -22,12 +22,14 @@ from cluster.results import Results
 from jobs.analysis.components import Components, variance_components
 from jobs.analysis.power import mde
 from jobs.comparison import MIN_SHARDS
+from jobs.configurations import expand
 from jobs.evaluate import evaluate
 from jobs.judgement import Judgement
 from jobs.metrics import METRICS, Metric
 from jobs.needs import influences
 from jobs.planning import make_plan
 from jobs.query import connect
+from jobs.shards import fewest_units, with_shards
 from jobs.spec import DatasetSpec, TrialSpec, read_spec
 from optim.errors import InputError
 
@@ -101,7 +103,8 @@ def forecast(
 
 
 def _pilot(spec: TrialSpec, output: str, prompts: int, seeds: int) -> TrialSpec:
-    datasets = tuple(_few_of(d, prompts) for d in spec.datasets)
+    whole = with_shards(spec.datasets, expand(spec), spec.analysis)
+    datasets = tuple(_few_of(d, prompts) for d in whole)
     update: dict[str, Any] = {"datasets": datasets, "seeds": spec.seeds[:seeds], "output": output}
     return spec.model_copy(update=update)
 
@@ -112,8 +115,9 @@ def _few_of(dataset: DatasetSpec, prompts: int) -> DatasetSpec:
     Shards of one prompt would be batches of one: slower, and of another spread.
     """
     limit = min(prompts, dataset.limit or prompts)
-    size = -(-(dataset.limit or prompts) // dataset.shards)
-    shards = min(max(MIN_UNITS, limit // size), limit, dataset.shards)
+    most = dataset.shards or MIN_SHARDS
+    size = -(-(dataset.limit or prompts) // most)
+    shards = min(max(MIN_UNITS, limit // size), limit, most)
     return dataset.model_copy(update={"limit": limit, "shards": shards})
 
 
@@ -153,7 +157,7 @@ def _foretold(plan: Plan, results: Results) -> Forecast:
     try:
         row = connection.execute("SELECT sum(wall_s) FROM cells").fetchone()
         device_s = float(row[0]) * scale if row and row[0] is not None else None
-        visible = _visible(connection, plan)
+        found = visible(connection, plan)
     finally:
         connection.close()
     counted = _counted(plan)
@@ -164,7 +168,7 @@ def _foretold(plan: Plan, results: Results) -> Forecast:
             "elapsed_s": None if device_s is None else device_s / plan.workers.count,
             "storage_bytes": _storage(plan, results),
             "pilot_rows": _num_rows(pilot),
-            "visible": visible,
+            "visible": found,
         }
     )
 
@@ -198,7 +202,8 @@ def _storage(plan: Plan, results: Results) -> int:
     return round(total)
 
 
-def _visible(connection: duckdb.DuckDBPyConnection, plan: Plan) -> tuple[Visible, ...]:
+def visible(connection: duckdb.DuckDBPyConnection, plan: Plan) -> tuple[Visible, ...]:
+    """What the trial will see, from a pilot's results."""
     judgement = Judgement.model_validate(plan.analysis)
     metrics = [m for m in METRICS if m.name in judgement.primary]
     return tuple(
@@ -222,6 +227,14 @@ def _smallest(
     if (metric.is_timed or metric.is_memory) and fewest < MIN_SHARDS:
         reason = f"needs {MIN_SHARDS} shards of each dataset"
         return Visible(name, vs, metric.name, None, margin, reason)
+    needed = fewest_units(plan.configurations, judgement)
+    if _num_units(plan, metric) < needed:
+        unit = _unit(plan, metric)
+        reason = f"finds nothing, however large: it needs {needed} {unit} in all"
+        if unit == "rounds":
+            loads = (needed - plan.workers.rounds) * len(plan.configurations)
+            reason += f", {loads} loads of models more"
+        return Visible(name, vs, metric.name, None, margin, reason)
     values, units = influences(connection, (name, vs), metric)
     if len(set(units)) < MIN_UNITS:
         reason = "the pilot has too few units of it"
@@ -229,10 +242,7 @@ def _smallest(
     if not any(values):
         return Visible(name, vs, metric.name, 0.0, margin, "exactly equal in every pair")
     components = variance_components(values, units)
-    num_units = sum(
-        d.num_shards if metric.is_timed or metric.is_memory else d.num_prompts
-        for d in plan.datasets
-    )
+    num_units = _num_units(plan, metric)
     smallest = mde(
         _standard_error(components, num_units, len(plan.seeds)),
         num_units - 1,
@@ -241,6 +251,20 @@ def _smallest(
     )
     shown = math.expm1(smallest) if metric.is_relative else smallest
     return Visible(name, vs, metric.name, shown, margin)
+
+
+def _unit(plan: Plan, metric: Metric) -> str:
+    if not (metric.is_timed or metric.is_memory):
+        return "prompts"
+    return "rounds" if plan.workers.schedule == "leases" else "shards"
+
+
+def _num_units(plan: Plan, metric: Metric) -> int:
+    """What is independent: prompts, or what shares noise."""
+    unit = _unit(plan, metric)
+    if unit == "rounds":
+        return plan.workers.rounds
+    return sum(d.num_shards if unit == "shards" else d.num_prompts for d in plan.datasets)
 
 
 def _standard_error(components: Components, num_units: int, num_seeds: int) -> float:

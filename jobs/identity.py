@@ -185,7 +185,8 @@ def _compare_rows(
     place = f"datasets[{name}]"
     changes = []
     base = stored.dataset(name)
-    if min(spec.shards, base.num_prompts) != base.num_shards:
+    # What the spec leaves open stays as it was planned, whatever would be chosen today.
+    if spec.shards is not None and min(spec.shards, base.num_prompts) != base.num_shards:
         changes.append(f"{place}.shards: {base.num_shards} -> {spec.shards}")
     now = {row["prompt_id"]: row for row in wanted.rows(dataset)}
     planned: dict[str, Row] = {}

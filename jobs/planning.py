@@ -23,9 +23,11 @@ from cluster.plan import (
     decisive_dataset,
     digest,
 )
+from jobs.comparison import MIN_SHARDS
 from jobs.configurations import expand
 from jobs.prompts import PromptRow, load
 from jobs.secrets_in_specs import require_no_secrets
+from jobs.shards import with_shards
 from jobs.spec import DatasetSpec, TrialSpec
 from jobs.task_dataset import task_dataset
 from optim.errors import InputError
@@ -47,7 +49,8 @@ def make_plan(spec: TrialSpec, spec_path: str | Path) -> tuple[Plan, list[dict[s
     # What can change last bits beside the configuration's own settings.
     around = {"share_prompts": spec.share_prompts, "weight_order": order}
     configurations = tuple(_fingerprinted(c, model, generation, around) for c in configurations)
-    datasets, rows = _datasets(spec, model)
+    wanted = with_shards(spec.datasets, configurations, spec.analysis)
+    datasets, rows = _datasets(spec.model_copy(update={"datasets": wanted}), model)
     identity = {
         "code": _code_version(),
         "model": _model_identity(model),
@@ -230,7 +233,7 @@ def _datasets(
                 name=wanted.name,
                 num_prompts=len(own),
                 first_row=len(rows),
-                num_shards=min(wanted.shards, len(own)),
+                num_shards=min(wanted.shards or MIN_SHARDS, len(own)),
                 fingerprint=dataset_fingerprint(own),
                 scorers=wanted.scorers,
                 has_targets=any(row.target is not None or row.choices for row in own),

@@ -106,9 +106,10 @@ class DatasetSpec(_Spec):
     """Draw this many prompts; a smaller draw is part of every larger one."""
     sample_seed: Whole = 0
     """Seed of the draw."""
-    shards: Annotated[Whole, Field(ge=1)] = 8
+    shards: Annotated[Whole, Field(ge=1)] | None = None
     """Parts that the dataset is cut into, the units of work and resume; at most one per prompt.
-    Verdicts on latency need at least 8."""
+    Verdicts on times and memory need at least 8, and more among many comparisons: left out, it is
+    as many as the trial's primary verdicts need, the next look's too."""
     scorers: tuple[Scorer, ...] = ()
     """How outputs are scored: exact, normalised, contains, numeric, multiple_choice,
     `regex:PATTERN`, or your own function as `package.module:function`."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.plan import Dataset, Generation, ModelSource, digest
+from jobs.comparison import MIN_SHARDS
 from jobs.prompts import PromptRow
 from jobs.task_chat import renderer
 from jobs.task_rows import task_generation, task_rows
@@ -54,7 +55,7 @@ def task_dataset(
         name=wanted.name,
         num_prompts=len(rows),
         first_row=first_row,
-        num_shards=min(wanted.shards, len(rows)),
+        num_shards=min(wanted.shards or MIN_SHARDS, len(rows)),
         fingerprint=task_fingerprint(rows, generation),
         scorers=loaded.metrics(),
         has_targets=has_likelihoods,

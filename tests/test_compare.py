@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from program import Run
+from trial_results import make_results
 
 from cluster.results import Results
 from jobs.compare import BASELINE, OPTIMIZED, Choice, check, spec_of
 from jobs.forecast import forecast
+from jobs.forecast import visible as visible_effects
 from jobs.forecast_display import clock_text
+from jobs.query import connect
 from optim.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -157,3 +161,29 @@ def test_a_pilot_has_shards_of_the_trials_size() -> None:
     assert pilot(16, 8) == (8, 4)
     assert pilot(2, 8) == (2, 2)
     assert pilot(200, 8, prompts=1) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("workers", "num_shards", "reason"),
+    [
+        ({"schedule": "leases"}, 8, "it needs 9 rounds in all, 24 loads of models more"),
+        ({}, 8, "it needs 9 shards in all"),
+        ({}, 9, None),
+    ],
+)
+def test_a_plan_says_of_what_nothing_can_be_found(
+    tmp_path: Path, workers: dict[str, Any], num_shards: int, reason: str | None
+) -> None:
+    """8 tests at 4 % need 9 units, as no p of 8 is below 1 in 128."""
+    results = make_results(tmp_path / "out", num_datasets=1, num_shards=num_shards)
+    plan = results.plan()
+    plan = plan.model_copy(update={"workers": plan.workers.model_copy(update=workers)})
+    connection = connect(results)
+    try:
+        found = {(v.configuration, v.metric): v for v in visible_effects(connection, plan)}
+    finally:
+        connection.close()
+    time = found["fast", "e2e_s_per_byte"]
+    assert (reason or "") in (time.reason or "")
+    assert (time.smallest is None) == (reason is not None)
+    assert found["short", "completion_tokens"].smallest is not None, "there are 24 prompts"

@@ -200,3 +200,11 @@ def test_a_trial_of_before_weights_had_an_order_has_them_by_rows(prompts: Path) 
     found = standing(results, prompts, configurations=small)
     assert found.is_same
     assert found.plan.weight_order == "rows"
+
+
+def test_shards_that_the_spec_leaves_open_stay_as_they_were_planned(prompts: Path) -> None:
+    """Earlier versions cut every dataset into eight, whatever the number of comparisons."""
+    earlier = begun(prompts, datasets=dataset(prompts, shards=8))
+    found = standing(earlier, prompts, datasets=dataset(prompts, shards=None))
+    assert found.is_same
+    assert found.plan.datasets[0].num_shards == 8

@@ -15,7 +15,9 @@ import optim.registry
 from cluster.plan import Plan
 from cluster.results import write_prompts
 from cluster.storage import LocalStore
+from jobs.configurations import expand
 from jobs.planning import describe_difference, make_plan
+from jobs.shards import with_shards
 from jobs.spec import TrialSpec
 from optim.errors import InputError
 
@@ -227,3 +229,23 @@ def test_artifacts_count_by_content_and_not_by_place(prompts: Path, tmp_path: Pa
     assert differences(one, three) == [
         "configurations[fast].optimizations[fast]: its artifact differs"
     ]
+
+
+@pytest.mark.parametrize(("num_arms", "num_sets", "shards"), [(1, 1, 10), (6, 1, 13), (6, 3, 8)])
+def test_shards_are_as_many_as_the_verdicts_need(num_arms: int, num_sets: int, shards: int) -> None:
+    """No p of n units is below 2^(1-n): 24 tests at 0.8 %, the next look's level, take 13."""
+    spec = TrialSpec.model_validate(
+        {
+            "model": "demo",
+            "datasets": [{"path": f"{i}.jsonl"} for i in range(num_sets)],
+            "configurations": [
+                {"name": "base"},
+                *({"name": f"c{i}", "batch_size": 2 + i, "vs": "base"} for i in range(num_arms)),
+            ],
+            "output": "out",
+        }
+    )
+    found = with_shards(spec.datasets, expand(spec), spec.analysis)
+    assert [d.shards for d in found] == [shards] * num_sets
+    given = spec.datasets[0].model_copy(update={"shards": 3})
+    assert with_shards([given], expand(spec), spec.analysis)[0].shards == 3

@@ -89,7 +89,7 @@ def test_defaults() -> None:
     spec = spec_of()
     assert spec.seeds == (0,)
     assert spec.engine.model_dump() == {"batch_size": 8, "cache": "dynamic", "prefill_chunk": None}
-    assert spec.datasets[0].shards == 8
+    assert spec.datasets[0].shards is None
     assert spec.baseline_check
     assert spec.likelihoods
 

@@ -1,0 +1,44 @@
+"""How many shards a dataset is cut into where its spec leaves that open.
+
+The rows of a shard share the noise of its cells, so times and memory have as many units as there
+are shards, and no p of n units is below 2^(1-n): with fewer than the family of tests needs, no
+difference would be found, however large.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from cluster.plan import Configuration
+from jobs.analysis.swaps import fewest_clusters
+from jobs.comparison import MIN_SHARDS
+from jobs.judgement import Judgement
+from jobs.spec import DatasetSpec
+
+
+def num_tests(configurations: Sequence[Configuration], judgement: Judgement) -> int:
+    """Primary tests of a trial, at the most: what is exactly equal or withheld needs none."""
+    pairs = sum(c.vs is not None and c.duplicate_of is None for c in configurations)
+    return max(1, pairs * len(judgement.primary))
+
+
+def fewest_units(
+    configurations: Sequence[Configuration], judgement: Judgement, look: int = 1
+) -> int:
+    """Units without which none of a look's tests can find anything."""
+    level = judgement.level(look) or judgement.level(1)
+    return fewest_clusters(level, num_tests(configurations, judgement))
+
+
+def with_shards(
+    datasets: Sequence[DatasetSpec],
+    configurations: Sequence[Configuration],
+    judgement: Judgement,
+) -> tuple[DatasetSpec, ...]:
+    """The datasets with shards: together enough for a verdict, at the next look too."""
+    wanted = math.ceil(fewest_units(configurations, judgement, look=2) / max(1, len(datasets)))
+    shards = max(MIN_SHARDS, wanted)
+    return tuple(
+        d if d.shards is not None else d.model_copy(update={"shards": shards}) for d in datasets
+    )
