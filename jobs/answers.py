@@ -2,46 +2,59 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
-from jobs.comparison import Comparison, MetricEffect
-from jobs.verdicts import Judged
+from jobs.comparison import Comparison, MetricEffect, main_effects
+from jobs.judgement import Judgement
+from jobs.metrics import METRICS, Metric
+from jobs.verdicts import Judged, Verdict
 from jobs.wording import interval_text, number_text, percent_text, plural
 
+DIRECTED = frozenset({"better", "worse", "higher", "lower"})
+"""Verdicts that say that there is a difference."""
+_REPEATED = ("completion_tokens", "e2e_s", "completion_bytes_per_s", "kv_committed_peak_bytes")
+"""What is said of a configuration that ran twice."""
 _MOST_NAMES = 3
 """Configurations that the one line names; of more it gives their number."""
 
 
-def headline_answer(judged: Sequence[Judged]) -> str:
-    """Did anything change? Texts, then time, over all comparisons, in one line."""
-    compared = [j.comparison for j in judged if j.comparison.texts.compared]
-    if not compared:
+def headline_answer(judged: Sequence[Judged], judgement: Judgement) -> str:
+    """Did anything change? What primary verdicts say; quality first where it is worse."""
+    arms = [j for j in judged if not j.comparison.is_duplicate and j.comparison.texts.compared]
+    if not arms:
         return "Did anything change? There is nothing to compare yet."
+    worse, parts = [], []
+    for metric in [m for m in METRICS if m.name in judgement.primary]:
+        for word in sorted(DIRECTED):
+            said = _said(arms, metric, word)
+            if said and metric.source == "quality" and word == "worse":
+                worse.append(said)
+            elif said:
+                parts.append(said)
+    compared = [j.comparison for j in judged if j.comparison.texts.compared]
     differing = [c.configuration for c in compared if c.texts.differing]
-    changed: dict[str, float] = {}
-    others: dict[str, list[str]] = {}
+    texts = f"texts differ in {_named(differing)}" if differing else "no text differs"
+    primary = [v for j in arms for v in j.verdicts.values() if v.family == "primary"]
+    open_ = Counter(str(verdict.word) for verdict in primary)
+    others = [
+        f"{plural(open_[word], 'verdict')} {noun}"
+        for word, noun in (("mixed", "mixed"), ("inconclusive", "open"), ("withheld", "withheld"))
+        if open_[word]
+    ]
+    text = "; ".join([*worse, texts, *parts, *others])
+    return f"Did anything change? {text[0].upper()}{text[1:]}."
+
+
+def _said(judged: Sequence[Judged], metric: Metric, word: str) -> str | None:
+    """The configurations of which a verdict says this of a metric, with their changes."""
+    changed = {}
     for each in judged:
-        verdict, effect = each.verdicts.get("e2e_s"), each.comparison.effect("e2e_s")
-        if each.comparison.is_duplicate or not each.comparison.texts.compared:
-            continue
-        if verdict is None or effect is None or effect.includes_zero is None:
-            others.setdefault("time undecided for", []).append(each.comparison.configuration)
-        elif verdict.word in ("better", "worse", "higher", "lower"):
+        verdict, effect = each.verdicts.get(metric.name), each.comparison.effect(metric.name)
+        if verdict is not None and verdict.word == word and effect is not None:
             changed[each.comparison.configuration] = effect.estimate or 0.0
-        else:
-            said = _OTHERWISE.get(verdict.word, "no difference in time shown for")
-            others.setdefault(said, []).append(each.comparison.configuration)
-    parts = [f"texts differ in {_named(differing)}" if differing else "no text differs"]
-    parts += [f"time per completion {_with_changes(changed)}"] if changed else []
-    parts += [f"{said} {_named(names)}" for said, names in others.items()]
-    return f"Did anything change? {parts[0][0].upper()}{'; '.join(parts)[1:]}."
-
-
-_OTHERWISE = {
-    "withheld": "times do not compare for",
-    "equivalent": "time is equivalent for",
-    "exactly equal": "time is exactly equal for",
-}
+    label = metric.label.removeprefix("· ")
+    return f"{label} {word}: {_with_changes(changed, metric)}" if changed else None
 
 
 def _named(names: Sequence[str]) -> str:
@@ -51,11 +64,16 @@ def _named(names: Sequence[str]) -> str:
     return f"{len(names)} configurations"
 
 
-def _with_changes(changed: dict[str, float]) -> str:
+def _with_changes(changed: dict[str, float], metric: Metric) -> str:
     if len(changed) <= _MOST_NAMES:
-        return ", ".join(f"{name} {percent_text(change)}" for name, change in changed.items())
-    least, most = (percent_text(pick(changed.values())) for pick in (min, max))
-    return f"changed in {len(changed)} configurations, by {least} to {most}"
+        return ", ".join(f"{name} {change_of(metric, each)}" for name, each in changed.items())
+    least, most = (change_of(metric, pick(changed.values())) for pick in (min, max))
+    return f"{len(changed)} configurations, by {least} to {most}"
+
+
+def change_of(metric: Metric, value: float | None) -> str:
+    """A change in the metric's own way: a share of the reference, or its own unit."""
+    return percent_text(value) if metric.is_relative else number_text(value, sign=True)
 
 
 def statement(found: MetricEffect) -> str:
@@ -70,25 +88,67 @@ def statement(found: MetricEffect) -> str:
     return "higher" if (effect.estimate or 0) > 0 else "lower"
 
 
-def answer(comparison: Comparison) -> str:
-    """The trial's question for this comparison, answered in a sentence or two."""
-    start = f"{comparison.configuration} against {comparison.vs}: "
+def answer(judged: Judged, judgement: Judgement) -> str:
+    """The trial's question for this comparison, answered in a sentence or two.
+
+    Of primary metrics, with changes only where a verdict says that there is one; of an A/A pair,
+    which has no verdicts, what was measured.
+    """
+    comparison = judged.comparison
+    parts = [_texts_sentence(comparison)]
     if comparison.is_duplicate:
         start = f"{comparison.configuration} ({comparison.vs} run a second time): "
-    parts = [_texts_sentence(comparison)]
-    for name, noun in (
-        ("completion_tokens", "completion tokens"),
-        ("e2e_s", "time per completion"),
-        ("completion_bytes_per_s", "bytes/s"),
-        ("kv_committed_peak_bytes", _memory_noun(comparison)),
-    ):
-        found = next((e for e in comparison.effects if e.metric.name == name), None)
+        names = list(_REPEATED)
+    else:
+        start = f"{comparison.configuration} against {comparison.vs}: "
+        quality = [m.name for m in METRICS if m.source == "quality"]
+        names = sorted(judgement.primary, key=lambda name: name not in quality)
+    for name in names:
+        found = next((e for e in main_effects(comparison) if e.metric.name == name), None)
         if found is None or found.effect.estimate is None:
             continue
         # Equal texts already say that tokens are equal.
-        if not (name == "completion_tokens" and found.effect.identical):
-            parts.append(f"{noun} {effect_phrase(found)}")
+        if name == "completion_tokens" and found.effect.identical:
+            continue
+        noun = _noun(comparison, found.metric)
+        parts.append(f"{noun} {_said_of(found, judged.verdicts.get(name))}")
     return start + "; ".join(parts) + "."
+
+
+def _said_of(found: MetricEffect, verdict: Verdict | None) -> str:
+    if verdict is None:
+        return effect_phrase(found)
+    if verdict.word in DIRECTED:
+        return f"{verdict.word}, {effect_phrase(found, verdict)}"
+    if verdict.word == "exactly equal":
+        return "exactly the same"
+    if verdict.word in ("withheld", "mixed"):
+        return verdict.word
+    if verdict.word == "equivalent":
+        return verdict_text(found.metric, verdict)
+    return "no difference shown"
+
+
+def _noun(comparison: Comparison, metric: Metric) -> str:
+    if metric.name == "kv_committed_peak_bytes":
+        return _memory_noun(comparison)
+    return metric.label.removeprefix("· ")
+
+
+def verdict_text(metric: Metric, verdict: Verdict) -> str:
+    """A verdict with its margin or its reason."""
+    margin = f"±{verdict.margin:.2g}" if not metric.is_relative else f"±{verdict.margin * 100:g} %"
+    if verdict.word == "equivalent":
+        return f"equivalent within {margin}"
+    if verdict.word == "withheld":
+        return f"withheld, because {verdict.reason}"
+    if verdict.word == "mixed":
+        return f"mixed: {verdict.reason}"
+    if verdict.word == "inconclusive":
+        if verdict.reason is not None:
+            return f"inconclusive: {verdict.reason}"
+        return f"inconclusive: neither a difference nor equality within {margin} is shown"
+    return verdict.word
 
 
 def _memory_noun(comparison: Comparison) -> str:
@@ -113,16 +173,19 @@ def _texts_sentence(comparison: Comparison) -> str:
     return counted
 
 
-def effect_phrase(found: MetricEffect) -> str:
-    """A change with its interval, or why it has none."""
+def effect_phrase(found: MetricEffect, verdict: Verdict | None = None) -> str:
+    """A change with its interval, or why it has none; and that it is none where nothing says so."""
     effect = found.effect
     if effect.identical:
         return "exactly the same"
     relative = found.metric.is_relative
-    text = percent_text(effect.estimate) if relative else number_text(effect.estimate, sign=True)
+    text = change_of(found.metric, effect.estimate)
+    is_shown = not effect.includes_zero
+    if verdict is not None:
+        is_shown = verdict.word in DIRECTED
+    shown = "" if is_shown else ", no difference shown"
     if effect.is_uniform:
         return f"{text} in every unit"
     if effect.low is None:
         return f"{text} (no interval: {effect.reason})"
-    shown = ", no difference shown" if effect.includes_zero else ""
     return f"{text} {interval_text(effect, relative=relative)}{shown}"

@@ -132,11 +132,14 @@ def attributions(
     if design.reason is not None:
         return []
     names = dict.fromkeys((*judgement.primary, *TOKENS, "prompt_tokens"))
-    return [_attribution(connection, design, m) for m in METRICS if m.name in names]
+    # All intervals of the primary metrics hold together (Bonferroni), as their verdicts do.
+    num_contrasts = 2 ** len(design.factors) - 1
+    confidence = 1 - judgement.alpha / (num_contrasts * len(judgement.primary))
+    return [_attribution(connection, design, m, confidence) for m in METRICS if m.name in names]
 
 
 def _attribution(
-    connection: duckdb.DuckDBPyConnection, design: Design, metric: Metric
+    connection: duckdb.DuckDBPyConnection, design: Design, metric: Metric, confidence: float
 ) -> Attribution:
     found = aligned(connection, metric, list(design.cells.values()))
     size = len(found.clusters)
@@ -157,8 +160,8 @@ def _attribution(
     factors = list(design.factors)
     return Attribution(
         metric,
-        tuple(contrasts(totals, factors, statistic)),
-        tuple(shapley(totals, factors, statistic)),
+        tuple(contrasts(totals, factors, statistic, confidence)),
+        tuple(shapley(totals, factors, statistic, confidence)),
         size,
     )
 

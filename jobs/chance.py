@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from jobs.answers import effect_phrase
-from jobs.comparison import MetricEffect
+from jobs.comparison import MetricEffect, main_effects
 from jobs.findings import Findings
 from jobs.metrics import Metric
 from jobs.single_run import pilot_lines
-from jobs.verdicts import Verdict, main_effects
+from jobs.verdicts import Verdict
 from jobs.wording import p_text, plural
 
 
@@ -82,5 +82,8 @@ def settling_lines(
     if wanted.num_seeds:
         ways.append(f"{plural(wanted.num_seeds, 'more seed')} of these prompts")
     if ways:
-        yield f"{' or '.join(ways)} would settle it, should the effect be what it now seems."
+        yield (
+            f"{' or '.join(ways)} would settle it with a chance of "
+            f"{found.judgement.power * 100:.0f} %, should the effect be what it now seems."
+        )
         yield f"`optrial settle {found.plan.output}` runs them, within a budget that you give."

@@ -1,8 +1,10 @@
 """Claims: what somebody promised of an optimisation, checked against a trial's own intervals.
 
 A claim is supported where its whole interval lies within what it promises, refuted where all of it
-lies outside, and undecided in between; outside its conditions it is not applicable. Intervals are
-each at the claim's own confidence, not adjusted for the number of claims.
+lies outside, and undecided in between; outside its conditions it is not applicable. A file promises
+one error rate: its claims share it (Bonferroni), and so do the looks at the trial, as its verdicts
+do. So a gate that asks for twenty promises, all of them true, fails as rarely as one that asks for
+one.
 """
 
 from __future__ import annotations
@@ -18,10 +20,10 @@ import duckdb
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from cluster.plan import Configuration, Plan, origin
-from jobs.comparison import Comparison, MetricEffect, cache_name
+from jobs.comparison import Comparison, MetricEffect, cache_name, main_effects
 from jobs.findings import Findings
 from jobs.metrics import METRICS
-from jobs.verdicts import Judged, main_effects
+from jobs.verdicts import Judged
 from jobs.wording import bytes_text, number_text, percent_text
 from jobs.yaml_files import read_yaml, validated
 from optim.errors import InputError
@@ -157,12 +159,30 @@ def check_claims(
     claims: Sequence[Claim], found: Findings, connection: duckdb.DuckDBPyConnection
 ) -> list[Checked]:
     """One answer per claim and comparison that it speaks of."""
-    return [each for claim in claims for each in _check(claim, found, connection)]
+    asked = [each for claim in claims for each in _asked(claim, found, connection)]
+    num_tests = sum(each.needs_test for each in asked)
+    look = len(found.looks) + 1
+    share = found.judgement.level(look) / found.judgement.alpha / max(1, num_tests)
+    return [_checked(each, found, share) for each in asked]
 
 
-def _check(
+@dataclass(frozen=True)
+class _Asked:
+    """A claim of one comparison; of none where the trial has none that it speaks of."""
+
+    claim: Claim
+    judged: Judged | None
+    unmet: str | None
+    """Why it does not apply."""
+
+    @property
+    def needs_test(self) -> bool:
+        return self.unmet is None and not self.claim.identical
+
+
+def _asked(
     claim: Claim, found: Findings, connection: duckdb.DuckDBPyConnection
-) -> Iterator[Checked]:
+) -> Iterator[_Asked]:
     pairs = [j for j in found.judged if _speaks_of(claim, found.plan, j.comparison)]
     if claim.configuration is not None and not pairs:
         raise InputError(
@@ -178,14 +198,22 @@ def _check(
         evidence = f"no configuration differs from its reference by exactly {wanted}"
         if claim.settings:
             evidence += " with the claim's settings"
-        yield Checked(claim, "not applicable", None, None, evidence)
+        yield _Asked(claim, None, evidence)
     for judged in pairs:
-        comparison = judged.comparison
-        answer, evidence = _answer(claim, judged, found)
-        unmet = _unmet(claim.conditions, found.plan, comparison, connection)
-        if unmet:
-            answer, evidence = "not applicable", unmet
-        yield Checked(claim, answer, comparison.configuration, comparison.vs, evidence)
+        unmet = _unmet(claim.conditions, found.plan, judged.comparison, connection)
+        yield _Asked(claim, judged, unmet)
+
+
+def _checked(asked: _Asked, found: Findings, share: float) -> Checked:
+    """`share` is the part of the claim's error rate that it has for itself, at this look."""
+    claim, judged = asked.claim, asked.judged
+    if judged is None:
+        return Checked(claim, "not applicable", None, None, asked.unmet or "")
+    answer, evidence = _answer(claim, judged, found, share)
+    if asked.unmet:
+        answer, evidence = "not applicable", asked.unmet
+    comparison = judged.comparison
+    return Checked(claim, answer, comparison.configuration, comparison.vs, evidence)
 
 
 def _speaks_of(claim: Claim, plan: Plan, comparison: Comparison) -> bool:
@@ -250,7 +278,7 @@ def _unmet(
     return None
 
 
-def _answer(claim: Claim, judged: Judged, all_found: Findings) -> tuple[Answer, str]:
+def _answer(claim: Claim, judged: Judged, all_found: Findings, share: float) -> tuple[Answer, str]:
     comparison = judged.comparison
     if claim.metric == "texts":
         return _texts_answer(comparison, all_found)
@@ -261,23 +289,16 @@ def _answer(claim: Claim, judged: Judged, all_found: Findings) -> tuple[Answer, 
     verdict = judged.verdicts.get(claim.metric)
     if verdict is not None and verdict.word == "withheld":
         return "undecided", f"{_show(found, found.effect.estimate)}, but {verdict.reason}"
-    account = all_found.accounts[comparison.configuration]
-    is_promise_of_no_change = claim.within is not None or claim.identical
-    if account.is_censored and claim.metric in _LENGTHS and is_promise_of_no_change:
-        shares = " and ".join(f"{s * 100:.0f} %" for s in account.length_stops if s is not None)
-        return "undecided", (
-            f"{_show(found, found.effect.estimate)}, but the length budget ended {shares} of the "
-            "completions, which makes lengths alike"
-        )
     if claim.identical:
         same = found.effect.identical
         return ("supported" if same else "refuted"), "equal in every pair" if same else (
             f"not equal in every pair: {_show(found, found.effect.estimate)}"
         )
-    bounds = interval(found, claim.confidence)
+    bounds = interval(found, 1 - (1 - claim.confidence) * share)
     if bounds is None:
         shown = _show(found, found.effect.estimate)
-        return "undecided", f"{shown}, without an interval: {found.effect.reason}"
+        reason = found.effect.reason or f"{found.effect.num_clusters} units are too few for one"
+        return "undecided", f"{shown}, without an interval: {reason}"
     low, high = bounds
     least = claim.at_least if claim.within is None else -claim.within
     most = claim.at_most if claim.within is None else claim.within
@@ -291,10 +312,10 @@ def _answer(claim: Claim, judged: Judged, all_found: Findings) -> tuple[Answer, 
     if low == high:
         return answer, f"{shown} in every unit"
     bounds_shown = f"[{_show(found, low)}, {_show(found, high)}]"
-    return answer, f"{shown} {bounds_shown}, {claim.confidence * 100:g} %"
-
-
-_LENGTHS = ("completion_tokens", "base_completion_tokens", "total_tokens", "completion_bytes")
+    return (
+        answer,
+        f"{shown} {bounds_shown}, {claim.confidence * 100:g} % over the file and its looks",
+    )
 
 
 def _texts_answer(comparison: Comparison, found: Findings) -> tuple[Answer, str]:

@@ -74,6 +74,11 @@ class Comparison:
         return found[0] if found else None
 
 
+def main_effects(comparison: Comparison) -> list[MetricEffect]:
+    """The effect that is judged of each metric: of totals (what people pay), or a difference."""
+    return [e for e in comparison.effects if e.statistic != "geometric mean"]
+
+
 def cache_name(configuration: Configuration) -> str:
     """What keeps a configuration's keys and values: the cache that it names, or an optimisation."""
     for chosen in configuration.optimizations:

@@ -13,21 +13,20 @@ from cluster.plan import Configuration
 from cluster.results import Results
 from jobs.analysis.effects import Effect
 from jobs.analysis.factorial import Contrast
-from jobs.answers import effect_phrase
+from jobs.answers import DIRECTED, effect_phrase, verdict_text
 from jobs.attribution import Attribution
 from jobs.chance import chance_lines, settling_lines
-from jobs.comparison import Comparison, MetricEffect
+from jobs.comparison import Comparison, MetricEffect, main_effects
 from jobs.explanation import Paragraph
 from jobs.findings import Findings, read_findings
 from jobs.metrics import METRICS, Metric
 from jobs.query import connect
 from jobs.token_account import TokenAccount
-from jobs.verdicts import Verdict, main_effects
+from jobs.verdicts import Verdict
 from jobs.wording import number_text, percent_text, plural, relative_bounds
 from optim.errors import InputError
 from optim.registry import optimization
 
-_DIRECTED = frozenset({"better", "worse", "higher", "lower"})
 TOKEN_METRICS = ("prompt_tokens", "completion_tokens", "tokens_per_base_token",
                  "base_completion_tokens")  # fmt: skip
 
@@ -105,7 +104,7 @@ def _explained(found: Findings, name: str, metric: Metric) -> Iterator[Paragraph
         yield Paragraph("What could not have changed it", tuple(unchanged))
     did = [*_tokens(found.accounts[name], metric), *_by_factor(found, own, metric)]
     if did:
-        is_shown = verdict is not None and verdict.word in _DIRECTED
+        is_shown = verdict is not None and verdict.word in DIRECTED
         yield Paragraph("What did" if is_shown else "What it is made of", tuple(did))
     yield Paragraph("How much is chance", tuple(chance_lines(found, effect, verdict)))
     settle = list(settling_lines(found, name, metric, effect, verdict))
@@ -116,7 +115,7 @@ def _explained(found: Findings, name: str, metric: Metric) -> Iterator[Paragraph
 def _question(comparison: Comparison, found: MetricEffect, verdict: Verdict | None) -> str:
     label = found.metric.label.removeprefix("· ")
     start = f"{comparison.configuration} against {comparison.vs}"
-    if verdict is None or verdict.word not in _DIRECTED:
+    if verdict is None or verdict.word not in DIRECTED:
         return f"{start}: does it change {label}?"
     fewer = "fewer" if label.endswith("tokens") else "less"
     return f"{start}: why {'more' if (found.effect.estimate or 0) > 0 else fewer} {label}?"
@@ -128,31 +127,17 @@ def _measured(found: Findings, comparison: Comparison, effect: MetricEffect) -> 
     if effect.effect.estimate is None:
         yield f"Nothing can be said: {effect.effect.reason}."
         return
+    verdict = found.of(comparison.configuration).verdicts.get(effect.metric.name)
     units = plural(effect.effect.num_units, "pair")
     if effect.metric.source in ("rate", "peak"):
         units += " of shards"
     yield (
         f"{label[0].upper() + label[1:]}: {show(effect.reference_mean)} became "
-        f"{show(effect.mean)}, {effect_phrase(effect)}, over {units} of equal prompts and "
+        f"{show(effect.mean)}, {effect_phrase(effect, verdict)}, over {units} of equal prompts and "
         f"{plural(len(found.plan.seeds), 'seed')}."
     )
-    verdict = found.of(comparison.configuration).verdicts.get(effect.metric.name)
     if verdict is not None:
         yield f"Verdict: {verdict_text(effect.metric, verdict)}."
-
-
-def verdict_text(metric: Metric, verdict: Verdict) -> str:
-    """A verdict with its margin or its reason."""
-    margin = f"±{verdict.margin:.2g}" if not metric.is_relative else f"±{verdict.margin * 100:g} %"
-    if verdict.word == "equivalent":
-        return f"equivalent within {margin}"
-    if verdict.word == "withheld":
-        return f"withheld, because {verdict.reason}"
-    if verdict.word == "inconclusive":
-        if verdict.reason is not None:
-            return f"inconclusive: {verdict.reason}"
-        return f"inconclusive: neither a difference nor equality within {margin} is shown"
-    return verdict.word
 
 
 def _could_not(

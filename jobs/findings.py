@@ -8,12 +8,13 @@ import duckdb
 
 from cluster.plan import Plan
 from jobs.attribution import Attribution, Design, attributions, design_of
-from jobs.comparison import Comparison, compare
+from jobs.comparison import Comparison, compare, main_effects
 from jobs.judgement import Judgement
 from jobs.looks import Look
 from jobs.needs import Need, need
 from jobs.token_account import TokenAccount, token_account
-from jobs.verdicts import Alarm, Judged, alarms, judge, main_effects
+from jobs.verdicts import Judged, judge
+from jobs.withholding import Alarm, alarms
 
 
 @dataclass(frozen=True)

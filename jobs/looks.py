@@ -12,7 +12,15 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 Word = Literal[
-    "better", "worse", "higher", "lower", "equivalent", "exactly equal", "inconclusive", "withheld"
+    "better",
+    "worse",
+    "higher",
+    "lower",
+    "equivalent",
+    "exactly equal",
+    "mixed",
+    "inconclusive",
+    "withheld",
 ]
 
 

@@ -30,7 +30,8 @@ class Metric:
     is_described: bool = True
     """Whether the first table has it; effects are always given."""
     direction: Direction = "lower"
-    """Which is better. `neither` where more is only other: the length of an answer."""
+    """Which is better. `neither` where more is only other: the length of an answer, and so its
+    tokens, unless counted per base token."""
     margin: float = 0.02
     """δ, the largest difference that does not matter: a fraction of the reference, or in the
     metric's own unit where effects are mean differences."""
@@ -56,9 +57,21 @@ class Metric:
         return self.source in ("time", "rate") or self.name.startswith("e2e_s")
 
     @property
+    def grows_with_length(self) -> bool:
+        """Whether a longer answer has more of it, so that a budget that cuts answers hides it."""
+        return self.name in _WITH_LENGTH
+
+    @property
     def is_memory(self) -> bool:
         return self.name.startswith("kv_")
 
+
+_WITH_LENGTH = frozenset(
+    {
+        "completion_tokens", "total_tokens", "base_completion_tokens", "completion_bytes", "e2e_s",
+        "kv_committed_peak_bytes", "kv_committed_mean_bytes", "kv_byte_s_per_byte",
+    }
+)  # fmt: skip
 
 _RATES = {
     "completion_bytes_per_s": ("completion_bytes", "wall_s"),
@@ -75,8 +88,8 @@ _PER = {
 
 METRICS = (
     Metric("prompt_tokens", "prompt tokens", number_text, "row", margin=0.01),
-    Metric("completion_tokens", "completion tokens", number_text, "row"),
-    Metric("total_tokens", "prompt and completion tokens", number_text, "row"),
+    Metric("completion_tokens", "completion tokens", number_text, "row", direction="neither"),
+    Metric("total_tokens", "prompt and completion tokens", number_text, "row", direction="neither"),
     Metric(
         "tokens_per_base_token",
         "· tokens per base token",

@@ -82,7 +82,7 @@ def exploratory(data: Data) -> Table | None:
 def _counted(rows: list[Data]) -> str:
     counts = Counter(row["verdict"] for row in rows)
     order = ("better", "worse", "higher", "lower", "equivalent", "exactly equal",
-             "inconclusive", "withheld")  # fmt: skip
+             "mixed", "inconclusive", "withheld")  # fmt: skip
     listed = [f"{counts[word]} {word}" for word in order if counts[word]]
     return f"{plural(len(rows), 'primary verdict')}: {', '.join(listed)}."
 
@@ -131,7 +131,9 @@ def _row(row: Data, *, is_primary: bool) -> list[Cell]:
     reason = row["verdict_reason"] or ""
     cells = [
         Cell(label(row["metric"]), "key"),
-        verdict_cell(row["verdict"], reason if row["verdict"] in ("withheld", None) else ""),
+        verdict_cell(
+            row["verdict"], reason if row["verdict"] in ("withheld", "mixed", None) else ""
+        ),
         Cell(change(row), "num"),
         Cell(f"±{margin_text(row)}" if row["margin"] is not None else NOTHING, "num"),
         Cell(p_text(row["p_adjusted"]), "num"),

@@ -25,6 +25,7 @@ _LOOKS = {
     "worse": ("worse", "✗"),
     "equivalent": ("same", "≈"),
     "exactly equal": ("same", "="),
+    "mixed": ("other", "≠"),
     "inconclusive": ("open", "?"),
     "withheld": ("open", "–"),
     "higher": ("other", "↑"),

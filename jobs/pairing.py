@@ -89,6 +89,11 @@ class RowComparison:
     """Rows that failed on one side only."""
     num_empty_sets: int = 0
     """Data sets without a single pair that both sides completed."""
+    num_cut: int = 0
+    """Completions that the length budget ended; of the configuration."""
+    num_cut_reference: int = 0
+    num_cut_apart: int = 0
+    """Completed pairs of other texts that the budget cut on either side."""
     unequal: Mapping[str, int] = field(default_factory=dict)
     """Metric -> completed pairs that are not equal in it; counts that the length budget decided are
     equal only where texts are."""
@@ -295,15 +300,32 @@ def compare_rows(
         SELECT count(*) FILTER ({done} AND {other_text}), count(*) FILTER ({done}), count(*),
             count(*) FILTER (o.error IS NOT NULL), count(*) FILTER (r.error IS NOT NULL),
             count(*) FILTER ((o.error IS NULL) <> (r.error IS NULL)),
-            count(DISTINCT o.dataset) - count(DISTINCT o.dataset) FILTER ({done}), {unequal}
+            count(DISTINCT o.dataset) - count(DISTINCT o.dataset) FILTER ({done}),
+            count(*) FILTER ({done} AND o.finish_reason = 'length'),
+            count(*) FILTER ({done} AND r.finish_reason = 'length'),
+            count(*) FILTER ({done} AND {other_text} AND {by_budget}), {unequal}
         FROM generations o JOIN generations r USING (dataset, prompt_id, seed)
         WHERE o.configuration = ? AND r.configuration = ?
         """,
         [configuration, reference],
     ).fetchone()
     assert row is not None  # An aggregate without GROUP BY always has one row.
-    counts = dict(zip(ROW_METRICS, row[7:], strict=True))
-    return TextComparison(*row[:2]), RowComparison(row[2], row[3], row[4], row[5], row[6], counts)
+    counts = dict(zip(ROW_METRICS, row[10:], strict=True))
+    texts, (pairs, failed, failed_reference, apart, empty, cut, cut_reference, cut_apart) = (
+        TextComparison(*row[:2]),
+        row[2:10],
+    )
+    return texts, RowComparison(
+        num_pairs=pairs,
+        num_failed=failed,
+        num_failed_reference=failed_reference,
+        num_failed_apart=apart,
+        num_empty_sets=empty,
+        num_cut=cut,
+        num_cut_reference=cut_reference,
+        num_cut_apart=cut_apart,
+        unequal=counts,
+    )
 
 
 def _columns(

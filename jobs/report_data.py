@@ -16,7 +16,7 @@ from cluster.plan import Plan
 from cluster.results import Results
 from jobs.answers import answer, headline_answer, statement
 from jobs.claims import Checked, Claim, check_claims
-from jobs.comparison import MetricEffect
+from jobs.comparison import MetricEffect, main_effects
 from jobs.findings import Findings, read_findings
 from jobs.history import code_data, history_notes
 from jobs.memory_notes import memory_notes
@@ -25,7 +25,7 @@ from jobs.query import connect
 from jobs.score import BITS_PER_BYTE, score_statistics
 from jobs.sparsity_notes import sparsity_notes
 from jobs.steadiness import steadiness, steadiness_data, steadiness_notes
-from jobs.verdicts import Judged, main_effects
+from jobs.verdicts import Judged
 from jobs.vocabulary_notes import vocabulary_notes
 from optim.errors import InputError
 
@@ -40,7 +40,7 @@ def report_data(results: Results, claims: Sequence[Claim] | None = None) -> dict
     try:
         found = read_findings(connection, plan)
         data = {
-            "answer": headline_answer(found.judged),
+            "answer": headline_answer(found.judged, found.judgement),
             "trial": _trial(connection, results, plan),
             "judgement": found.judgement.model_dump(mode="json"),
             "looks": [look.model_dump(mode="json") for look in found.looks],
@@ -217,7 +217,7 @@ def _comparison_data(found: Findings, judged: Judged) -> dict[str, Any]:
         "tokens": asdict(found.accounts[comparison.configuration], dict_factory=_written),
         "warnings": list(judged.warnings),
         "effects": [_effect_data(found, judged, effect) for effect in comparison.effects],
-        "answer": answer(comparison),
+        "answer": answer(judged, found.judgement),
     }
 
 
@@ -245,6 +245,7 @@ def _effect_data(found: Findings, judged: Judged, effect: MetricEffect) -> dict[
         "mde": verdict.mde if verdict else None,
         "verdict_reason": verdict.reason if verdict else None,
         "look": verdict.look if verdict else None,
+        "settling_probability": found.judgement.power if need else None,
         "more_prompts": need.num_prompts if need else None,
         "more_seeds": need.num_seeds if need else None,
         "statement": statement(effect),

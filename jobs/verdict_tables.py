@@ -12,13 +12,14 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.metrics import METRICS
-from jobs.wording import plural, relative_bounds
+from jobs.wording import percent_text, plural, relative_bounds
 
 STYLES = {
     "better": "green",
     "worse": "red",
     "equivalent": "cyan",
     "exactly equal": "cyan",
+    "mixed": "magenta",
     "inconclusive": "yellow",
     "withheld": "yellow",
 }
@@ -64,13 +65,14 @@ def verdict_phrase(row: dict[str, Any]) -> str:
             ways.append(plural(row["more_prompts"], "more prompt"))
         if row["more_seeds"]:
             ways.append(plural(row["more_seeds"], "more seed"))
-        return (
-            f"inconclusive: {' or '.join(ways)} would settle it"
-            if ways
-            else ("inconclusive" + (f": {row['verdict_reason']}" if row["verdict_reason"] else ""))
-        )
-    if word == "withheld":
-        return f"withheld: {row['verdict_reason']}"
+        if ways:
+            chance = f"{row['settling_probability'] * 100:.0f} %"
+            return f"inconclusive: {' or '.join(ways)} would settle it with a chance of {chance}"
+    if word in ("inconclusive", "mixed", "withheld") and row["verdict_reason"]:
+        return f"{word}: {row['verdict_reason']}"
+    if word in ("better", "worse") and not _METRICS[row["metric"]].is_relative:
+        share = row["estimate"] / row["reference_mean"] if row["reference_mean"] else None
+        return f"{word}, {percent_text(share)}" if share is not None else word
     return str(word)
 
 
@@ -123,7 +125,7 @@ def attribution_table(data: dict[str, Any]) -> Table | None:
     if attribution["reason"] is not None or not found:
         return None
     table = Table(
-        title="What each factor does, over all combinations of the others",
+        title="What each factor does, over all combinations of the others (joint intervals)",
         title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False,
     )  # fmt: skip
     table.add_column("factor", no_wrap=True)

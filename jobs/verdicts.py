@@ -1,4 +1,4 @@
-"""Verdicts: better, worse, equivalent within ±δ, or inconclusive, with error rates kept.
+"""Verdicts: better, worse, equivalent within ±δ, mixed or inconclusive, with error rates kept.
 
 A difference is claimed where its p (by swapping the sides of clusters: `jobs.analysis.swaps`),
 adjusted over its family, is at most α; equivalence where the p of two one-sided tests (TOST) at ±δ
@@ -12,29 +12,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Literal, NamedTuple
 
 from jobs.analysis.effects import Effect
 from jobs.analysis.multiplicity import benjamini_hochberg, holm
 from jobs.analysis.power import mde
 from jobs.analysis.swaps import NUM_SWAPS, fewest_clusters
-from jobs.comparison import Comparison, MetricEffect
+from jobs.comparison import Comparison, MetricEffect, main_effects
 from jobs.judgement import Judgement
 from jobs.looks import Look, Settled, Word, settled
-from jobs.metrics import METRICS
-from jobs.wording import plural
+from jobs.withholding import alarms, length_ratio, trips_length_guard, why_withheld
+from jobs.wording import number_text, percent_text
 
 Family = Literal["primary", "exploratory"]
-ALARM_LEVEL = 0.01
-"""Adjusted p of the A/A pair below which its difference of nothing is an alarm."""
-MOST_APART = 0.5
-"""Share of cells run apart from their reference's from which on times are not compared."""
-FAILURE_MARGIN = 0.01
-"""Share of rows by which two sides' failures may differ: beyond it what completed is not the same
-prompts, and nothing compares."""
 ONE_PAIR = "equal in the one pair that there is, which shows no equality"
-LENGTH_GUARD = (0.9, 1.1)
-"""Of the reference's mean output length (MLPerf Inference's rule for language models)."""
 
 
 @dataclass(frozen=True)
@@ -70,15 +62,6 @@ class Judged:
     warnings: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Alarm:
-    """A difference between a configuration and itself that chance does not explain."""
-
-    configuration: str
-    metric: str
-    p: float
-
-
 def judge(
     comparisons: Sequence[Comparison],
     judgement: Judgement,
@@ -102,9 +85,9 @@ def judge(
             if family != "primary" or (comparison.configuration, effect.metric.name) not in decided
         ]
         level = judgement.level(len(looks) + 1) if family == "primary" else judgement.alpha
-        withheld = [_withheld(comparisons[index], effect, raised) for index, effect in found]
+        withheld = [why_withheld(comparisons[index], effect, raised) for index, effect in found]
         for (index, effect), verdict in zip(
-            found, _family(found, withheld, family, judgement, level), strict=True
+            found, _family(found, comparisons, withheld, family, judgement, level), strict=True
         ):
             verdicts[index, effect.metric.name] = verdict
     for index, comparison in enumerate(comparisons):
@@ -122,78 +105,9 @@ def judge(
     ]
 
 
-def main_effects(comparison: Comparison) -> list[MetricEffect]:
-    """The effect that is judged of each metric: of totals (what people pay), or a difference."""
-    return [e for e in comparison.effects if e.statistic != "geometric mean"]
-
-
-def alarms(comparisons: Sequence[Comparison]) -> list[Alarm]:
-    """Metrics of time and memory in which a duplicate differs from what it repeats (Holm)."""
-    tested = [
-        (comparison.configuration, effect.metric.name, effect.effect.p)
-        for comparison in comparisons
-        if comparison.is_duplicate
-        for effect in main_effects(comparison)
-        if effect.metric.is_timed or effect.metric.is_memory
-    ]
-    adjusted = holm([p for _, _, p in tested])
-    return [
-        Alarm(configuration, metric, p)
-        for (configuration, metric, _), p in zip(tested, adjusted, strict=True)
-        if p is not None and p < ALARM_LEVEL
-    ]
-
-
-def length_ratio(comparison: Comparison) -> float | None:
-    """Mean output length over the reference's, in base tokens."""
-    effect = comparison.effect("base_completion_tokens")
-    return None if effect is None or effect.estimate is None else 1 + effect.estimate
-
-
-def trips_length_guard(comparison: Comparison) -> bool:
-    ratio = length_ratio(comparison)
-    return ratio is not None and not LENGTH_GUARD[0] <= ratio <= LENGTH_GUARD[1]
-
-
-def _withheld(comparison: Comparison, found: MetricEffect, raised: Sequence[Alarm]) -> str | None:
-    """Why a metric gets no verdict here, whatever its numbers."""
-    metric, rows = found.metric, comparison.rows
-    if abs(rows.num_failed - rows.num_failed_reference) > FAILURE_MARGIN * rows.num_pairs:
-        return (
-            f"{rows.num_failed:,} of {rows.num_pairs:,} rows failed, and "
-            f"{rows.num_failed_reference:,} of {comparison.vs}'s: what completed does not compare"
-        )
-    if found.effect.identical and rows.num_failed_apart:
-        return f"{plural(rows.num_failed_apart, 'row')} failed on one side only"
-    if found.effect.identical and rows.num_empty_sets:
-        return f"{plural(rows.num_empty_sets, 'data set')} without a single completed pair"
-    if metric.is_memory:
-        if any(alarm.metric == metric.name for alarm in raised):
-            return "the same configuration run twice differs in this memory"
-        return None
-    if metric.is_timed and any(is_time(alarm.metric) for alarm in raised):
-        return "the same configuration run twice differs in time: this machine's times say nothing"
-    if metric.is_timed and comparison.share_apart > MOST_APART:
-        return (
-            f"{comparison.share_apart * 100:.0f} % of its cells were run apart from those of "
-            f"{comparison.vs}: a drift of the machine in between would look like an effect"
-        )
-    if metric.is_timed and trips_length_guard(comparison):
-        change = (length_ratio(comparison) or 0.0) - 1
-        word = "longer" if change > 0 else "shorter"
-        return (
-            f"outputs are {abs(change) * 100:.1f} % {word}, beyond the guard of 10 %: times of "
-            "such different texts do not compare"
-        )
-    return None
-
-
-def is_time(name: str) -> bool:
-    return any(m.is_timed and not m.is_memory for m in METRICS if m.name == name)
-
-
 def _family(
     found: Sequence[tuple[int, MetricEffect]],
+    comparisons: Sequence[Comparison],
     withheld: Sequence[str | None],
     family: Family,
     judgement: Judgement,
@@ -208,10 +122,31 @@ def _family(
     num_swaps = swaps_for(level, num_tests)
     p = adjust([None if e is None else _p(e.effect, num_swaps) for e in tested])
     same = adjust([None if e is None else _tost(e, judgement, num_swaps) for e in tested])
+    apart = adjust([None if e is None else e.effect.interaction_p for e in tested])
     return [
-        _verdict(effect, family, judgement, p[i], same[i], withheld[i], level, num_tests)
-        for i, (_, effect) in enumerate(found)
+        _verdict(
+            effect,
+            _Grounds(p[i], same[i], apart[i], withheld[i], trips_length_guard(comparisons[index])),
+            family,
+            judgement,
+            level,
+            num_tests,
+        )
+        for i, (index, effect) in enumerate(found)
     ]
+
+
+class _Grounds(NamedTuple):
+    """What a verdict is made of; every p is adjusted."""
+
+    p: float | None
+    same: float | None
+    """Of equivalence."""
+    apart: float | None
+    """That the data sets have the same effect."""
+    withheld: str | None
+    is_other_length: bool
+    """Whether outputs are so much shorter or longer that less memory is not better by itself."""
 
 
 def swaps_for(level: float, num_tests: int) -> int:
@@ -228,31 +163,51 @@ def _p(effect: Effect, num_swaps: int) -> float | None:
 
 def _verdict(
     found: MetricEffect,
+    grounds: _Grounds,
     family: Family,
     judgement: Judgement,
-    p: float | None,
-    same: float | None,
-    withheld: str | None,
     level: float,
     num_tests: int,
 ) -> Verdict:
     effect, margin = found.effect, judgement.margin(found.metric)
-    if effect.identical and withheld is None:
+    if effect.identical and grounds.withheld is None:
         if effect.num_units == 1:
             return Verdict("inconclusive", family, margin, reason=ONE_PAIR)
         return Verdict("exactly equal", family, margin)
     smallest = _mde(found, judgement, level)
-    if withheld is not None:
-        return Verdict("withheld", family, margin, mde=smallest, reason=withheld)
-    if p is None:
+    if grounds.withheld is not None:
+        return Verdict("withheld", family, margin, mde=smallest, reason=grounds.withheld)
+    if grounds.p is None:
         return Verdict("inconclusive", family, margin, reason=effect.reason)
-    word: Word = "inconclusive"
-    if same is not None and same <= level:
-        word = "equivalent"
-    elif p <= level:
-        word = _directed(judgement.direction(found.metric), (effect.estimate or 0) > 0)
-    few = _too_few(effect, level, num_tests) if word == "inconclusive" else None
-    return Verdict(word, family, margin, p, same, smallest, few)
+    word, reason = _word(found, grounds, judgement, level), None
+    if word == "mixed":
+        reason = f"the data sets differ: {_by_set_text(found)}"
+    elif word == "inconclusive":
+        reason = _too_few(effect, level, num_tests)
+    return Verdict(word, family, margin, grounds.p, grounds.same, smallest, reason)
+
+
+def _word(found: MetricEffect, grounds: _Grounds, judgement: Judgement, level: float) -> Word:
+    is_same = grounds.same is not None and grounds.same <= level
+    if grounds.p is not None and grounds.p <= level and not is_same:
+        direction = judgement.direction(found.metric)
+        if found.metric.is_memory and grounds.is_other_length:
+            direction = "neither"
+        return _directed(direction, (found.effect.estimate or 0) > 0)
+    if grounds.apart is not None and grounds.apart <= level and _matters(found, judgement):
+        return "mixed"
+    return "equivalent" if is_same else "inconclusive"
+
+
+def _matters(found: MetricEffect, judgement: Judgement) -> bool:
+    """Whether some data set's own effect is larger than what does not matter."""
+    margin = judgement.margin(found.metric)
+    return max(map(abs, (found.effect.by_set or {}).values()), default=0.0) > margin
+
+
+def _by_set_text(found: MetricEffect) -> str:
+    show = percent_text if found.metric.is_relative else partial(number_text, sign=True)
+    return ", ".join(f"{name} {show(value)}" for name, value in (found.effect.by_set or {}).items())
 
 
 def _too_few(effect: Effect, level: float, num_tests: int) -> str | None:

@@ -7,16 +7,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from factorial_results import factorial_results
 from program import Run
 from rich.console import Console
+from scipy import stats
 from trial_results import make_results
 
 from cluster.results import Results
+from jobs.analysis.effects import ratio_effect
 from jobs.claims import AUTHORS, Checked, check_claims, read_claims
 from jobs.claims_table import print_claims
 from jobs.findings import read_findings
+from jobs.judgement import Judgement
 from jobs.query import connect
 from jobs.report_data import claims_data, report_data
 from optim.errors import InputError
@@ -193,3 +197,36 @@ def test_a_bad_claims_file_stops_a_trial_before_it_runs(run: Run, tmp_path: Path
     assert code == 2
     assert "there is no metric `speed`" in err
     assert not (tmp_path / "never").exists()
+
+
+def test_a_file_of_many_true_claims_fails_no_more_often_than_one(tmp_path: Path) -> None:
+    """Twenty claims share one error rate: each has a twentieth, and the look's part of it."""
+    results = make_results(tmp_path / "out")
+    one = claim(metric="e2e_s", at_most=-0.05)
+    [alone] = checked_claims(results, write(tmp_path, one))
+    many = [claim(f"c{i}", metric="e2e_s", at_most=-0.05) for i in range(20)]
+    among = checked_claims(results, write(tmp_path, *many))[0]
+
+    def width(evidence: str) -> float:
+        low, high = evidence.partition("[")[2].partition("]")[0].split(", ")
+        return float(high.removesuffix(" %")) - float(low.removesuffix(" %"))
+
+    assert alone.answer == among.answer == "supported"
+    assert width(among.evidence) > 1.2 * width(alone.evidence)
+    assert "over the file and its looks" in among.evidence
+
+
+def test_claims_widen_with_looks() -> None:
+    """What is kept for later looks is not spent at the first one."""
+    rng = np.random.default_rng(1)
+    refuted = {0: 0, 2: 0}
+    for _ in range(300):
+        a, b = rng.lognormal(0, 0.1, (2, 24))
+        effect = ratio_effect(a, b)
+        for looks in refuted:
+            share = Judgement().level(looks + 1) / Judgement().alpha
+            bounds = effect.at(1 - 0.05 * share)
+            assert bounds is not None
+            refuted[looks] += bounds[0] > 0
+    assert refuted[0] <= stats.binom.ppf(0.999, 300, 0.02)
+    assert refuted[2] <= 3

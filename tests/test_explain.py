@@ -33,7 +33,7 @@ def factorial(tmp_path_factory: pytest.TempPathFactory) -> Results:
 def test_why_fewer_tokens(factorial: Results) -> None:
     said = text(explain_results(factorial, "new.on", "completion_tokens"))
     assert "new.on against old.off: why fewer completion tokens?" in said
-    assert "Verdict: better." in said
+    assert "Verdict: lower." in said
     assert re.search(r"The vocabulary \(same text, other tokens\): -2\d\.\d %", said)
     assert re.search(r"Another text \(counted by one tokenizer\): -[45]\.\d+ %", said)
     assert "vocabulary, on average: -2" in said

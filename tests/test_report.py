@@ -99,7 +99,9 @@ def test_the_effect_is_the_data_sets_mean_of_ratios_of_totals(
 
 def test_the_text(results: Results) -> None:
     text = printed(results)
-    assert text.startswith("Did anything change? Texts differ in short;")
+    first = text.partition("\n\n")[0]
+    assert text.startswith("Did anything change? Bits per byte of targets worse: short +1.000;")
+    assert "texts differ in short" in first
     assert "demo on cpu" in text
     assert "0 of 96 texts differ: tokens are exactly the same" in " ".join(text.split())
     assert "the same configuration twice" in text
@@ -178,7 +180,7 @@ def no_facts(cell: Cell, rows: list[dict[str, Any]], facts: dict[str, Any]) -> N
     [
         ({"edit": lambda *_: False}, "There are no rows yet"),
         ({"edit": all_errors}, "Every row has an error"),
-        ({"edit": all_cold}, "time undecided"),
+        ({"edit": all_cold}, "verdicts open"),
         ({"edit": no_facts}, "Did anything change?"),
         ({"edit": lambda cell, *_: cell.kind == "likelihoods"}, "There are no rows yet"),
         ({"seeds": (1,)}, "1 seed "),
@@ -219,7 +221,7 @@ def test_a_memory_difference_names_its_rival(tmp_path: Path) -> None:
     arms = [arm.model_copy(update={"fingerprint": arm.name}) for arm in arms]
     results = make_results(tmp_path / "out", arms=arms)
     said = " ".join(printed(results).split())
-    assert "KV memory held at the peak (vattention against a static cache) -10.0 %" in said
+    assert "KV memory held at the peak (vattention against a static cache) better, -10.0 %" in said
     [comparison] = report_data(results)["comparisons"]
     assert list(comparison["caches"]) == ["vattention", "static"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -59,8 +60,9 @@ def verdict(metric: str, effect: Effect, judgement: Judgement | None = None) -> 
 @pytest.mark.parametrize(
     ("metric", "shift", "spread", "word"),
     [
-        ("completion_tokens", -0.2, 0.05, "better"),
-        ("completion_tokens", 0.2, 0.05, "worse"),
+        ("completion_tokens", -0.2, 0.05, "lower"),
+        ("tokens_per_base_token", -0.2, 0.05, "better"),
+        ("tokens_per_base_token", 0.2, 0.05, "worse"),
         ("completion_bytes_per_s", 0.2, 0.05, "better"),
         ("completion_tokens", 0.001, 0.01, "equivalent"),
         ("completion_tokens", 0.005, 0.3, "inconclusive"),
@@ -80,7 +82,7 @@ def test_a_real_difference_within_the_margin_is_equivalent() -> None:
     assert effect.p < 0.001
     assert verdict("completion_tokens", effect).word == "equivalent"
     strict = Judgement(margins={"completion_tokens": 0.004})
-    assert verdict("completion_tokens", effect, strict).word == "worse"
+    assert verdict("completion_tokens", effect, strict).word == "higher"
 
 
 def test_directions_and_margins_are_the_spec_s() -> None:
@@ -124,7 +126,7 @@ def test_few_units_can_never_be_sure() -> None:
 
 def test_holm_is_over_all_primary_answers_of_all_comparisons() -> None:
     borderline = replace(ratio(0.05, 0.3), p=0.03)
-    assert verdict("completion_tokens", borderline).word == "worse"
+    assert verdict("completion_tokens", borderline).word == "higher"
     several = [comparison(("completion_tokens", borderline), name=f"c{i}") for i in range(2)]
     for judged in judge(several, Judgement()):
         assert judged.verdicts["completion_tokens"].word == "inconclusive"
@@ -146,7 +148,7 @@ def test_times_are_withheld_where_the_same_configuration_differs_from_itself() -
     assert alarmed.verdicts == {}, "an A/A pair has nothing to be judged"
     assert judged.verdicts["e2e_s_per_byte"].word == "withheld"
     assert "twice" in (judged.verdicts["e2e_s_per_byte"].reason or "")
-    assert judged.verdicts["completion_tokens"].word == "better"
+    assert judged.verdicts["completion_tokens"].word == "lower"
     quiet = comparison(("e2e_s", ratio(0.0, 0.01)), name="again", is_duplicate=True)
     assert judge([quiet, found], Judgement())[1].verdicts["e2e_s_per_byte"].word == "better"
 
@@ -168,7 +170,7 @@ def test_times_that_were_taken_apart_do_not_compare(apart: float, word: str) -> 
     )
     [judged] = judge([replace(found, share_apart=apart)], Judgement())
     assert judged.verdicts["e2e_s_per_byte"].word == word
-    assert judged.verdicts["completion_tokens"].word == "better"
+    assert judged.verdicts["completion_tokens"].word == "lower"
 
 
 def test_planted_effects_through_parquet(tmp_path: Path) -> None:
@@ -179,7 +181,7 @@ def test_planted_effects_through_parquet(tmp_path: Path) -> None:
     assert words["fast", "completion_tokens"] == "exactly equal"
     assert words["fast", "e2e_s_per_byte"] == "better"
     assert words["fast", "kv_committed_peak_bytes"] == "better"
-    assert words["short", "completion_tokens"] == "better"
+    assert words["short", "completion_tokens"] == "lower"
     assert words["short", "e2e_s_per_byte"] == "withheld"
     assert words["short", "bits_per_byte"] == "worse"
     assert not any(name == "again" for name, _ in words)
@@ -232,7 +234,7 @@ def test_no_number_of_tests_hides_large_effects_behind_the_number_of_draws() -> 
     strong = ratio(0.4, 0.1, n=24)
     several = [comparison(("completion_tokens", strong), name=f"c{i}") for i in range(400)]
     words = {j.verdicts["completion_tokens"].word for j in judge(several, Judgement())}
-    assert words == {"worse"}
+    assert words == {"higher"}
 
 
 def test_needs_count_clusters_of_prompts(tmp_path: Path) -> None:
@@ -284,7 +286,8 @@ def test_counts_that_the_budget_decided_are_equal_only_where_texts_are(
 
     found = findings(make_results(tmp_path / "out", edit=cut)).of("fast")
     word = found.verdicts["completion_tokens"].word
-    assert word == ("inconclusive" if is_other_text else "exactly equal")
+    assert word == ("withheld" if is_other_text else "exactly equal")
+    assert found.verdicts["tokens_per_base_token"].word != "withheld", "it has no length in it"
 
 
 def failing(row: dict[str, Any]) -> None:
@@ -376,3 +379,58 @@ def test_few_rounds_give_times_no_verdict(tmp_path: Path) -> None:
     need = found.needs["fast", "e2e_s_per_byte"]
     assert (need.num_prompts, need.num_seeds) == (None, None)
     assert "rounds" in (need.reason or "")
+
+
+@pytest.mark.parametrize(("share_cut", "word"), [(0.05, "lower"), (0.4, "withheld")])
+def test_lengths_that_the_budget_cut_get_no_verdict(
+    tmp_path: Path, share_cut: float, word: str
+) -> None:
+    """A true -20 % looks like less where the longest of both sides end at one length."""
+
+    def cut(cell: Cell, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+        for i, row in enumerate(rows):
+            if "completion_tokens" in row and (cell.start + i) % 100 < share_cut * 100:
+                row["finish_reason"] = "length"
+
+    found = findings(make_results(tmp_path / "out", edit=cut, num_prompts=100)).of("short")
+    for metric in ("completion_tokens", "base_completion_tokens"):
+        assert found.verdicts[metric].word == word
+    assert ("budget" in (found.verdicts["completion_tokens"].reason or "")) == (word == "withheld")
+
+
+def by_set(first: float, second: float) -> Callable[..., None]:
+    def edit(cell: Cell, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+        for i, row in enumerate(rows if cell.configuration == "fast" else ()):
+            if "completion_tokens" in row:
+                noise = np.random.default_rng([cell.start + i, cell.seed or 0, 3]).normal(0, 0.03)
+                factor = (first if cell.dataset == "set0" else second) * math.exp(noise)
+                row["completion_tokens"] = round(row["completion_tokens"] * factor)
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "word"),
+    [(0.8, 1.25, "mixed"), (0.9, 0.7, "lower"), (1.0, 1.0, "equivalent")],
+)
+def test_data_sets_that_differ(tmp_path: Path, first: float, second: float, word: str) -> None:
+    """-20 % in one and +25 % in the other is no effect on average, and not equivalent either."""
+    edit = by_set(first, second)
+    found = findings(make_results(tmp_path / "out", edit=edit, num_prompts=60)).of("fast")
+    verdict, effect = found.verdicts["completion_tokens"], found.comparison.effects
+    assert verdict.word == word
+    tokens = next(e.effect for e in effect if e.metric.name == "completion_tokens")
+    assert tokens.by_set is not None
+    assert tokens.by_set == pytest.approx({"set0": first - 1, "set1": second - 1}, abs=0.03)
+    if word == "mixed":
+        assert re.search(r"set0 -\d+\.\d %, set1 \+\d+\.\d %", verdict.reason or "")
+        assert not verdict.is_open, "more data would not settle it"
+
+
+def test_less_memory_for_much_shorter_texts_is_lower_and_not_better() -> None:
+    found = comparison(
+        ("kv_committed_peak_bytes", ratio(-0.5, 0.05)),
+        ("base_completion_tokens", ratio(-2.0, 0.05)),
+    )
+    [judged] = judge([found], Judgement())
+    assert judged.verdicts["kv_committed_peak_bytes"].word == "lower"

@@ -30,7 +30,7 @@ from jobs.analysis.intervals import (
     log_rate_ratio,
     mean,
 )
-from jobs.analysis.swaps import SwapTest, fewest_clusters, swap_test
+from jobs.analysis.swaps import NUM_SWAPS, SwapTest, fewest_clusters, swap_test
 
 Numbers = Sequence[float | None] | npt.NDArray[np.float64]
 Clusters = Sequence[Hashable] | None
@@ -70,6 +70,10 @@ class Effect:
     """Degrees of freedom of the standard error: clusters less strata."""
     log_estimate: float | None = None
     """The estimate on the scale of `se`."""
+    by_set: dict[str, float] | None = None
+    """Data set -> its own effect; None where there is one."""
+    interaction_p: float | None = None
+    """p that the effect is the same in every data set."""
     test: SwapTest | None = field(default=None, compare=False, repr=False)
     """What `p` and the interval are of, for other levels and other θ."""
 
@@ -115,7 +119,9 @@ class Effect:
             return 0.0, 0.0
         if self.test is None:
             return None
-        low, high = self.test.interval(confidence)
+        # 40 swaps beyond each end, so that an end is known to a sixth of its tail.
+        num_swaps = max(NUM_SWAPS, math.ceil(80 / (1 - confidence)))
+        low, high = self.test.interval(confidence, num_swaps)
         return (low, high) if math.isfinite(low) and math.isfinite(high) else None
 
     def bounded(self) -> Effect:
@@ -209,11 +215,13 @@ def geometric_effect(
     pairs = _pairs([a, b], clusters, strata)
     left, right = pairs.columns
     keep = (left > 0) & (right > 0)
-    clusters, strata = pairs.groups[keep].tolist(), pairs.strata[keep].tolist()
+    clusters = pairs.groups[keep].tolist()
+    strata = [pairs.names[i] for i in pairs.strata[keep]] if pairs.names else None
     found = difference_effect(np.log(left[keep]), np.log(right[keep]), clusters, confidence, strata)
     relative = replace(
         found,
         estimate=_expm1(found.estimate),
+        by_set=found.by_set and {name: math.expm1(e) for name, e in found.by_set.items()},
         low=_expm1(found.low),
         high=_expm1(found.high),
         num_left_out=pairs.num_left_out + int((~keep).sum()),
@@ -265,6 +273,8 @@ class _Pairs:
     groups: npt.NDArray[np.int64]
     strata: npt.NDArray[np.int64]
     num_left_out: int
+    names: Sequence[Hashable] = ()
+    """Of the strata, by number."""
 
     @property
     def size(self) -> int:
@@ -314,6 +324,14 @@ class _Pairs:
             parts.append(np.stack(totals).astype(np.float64))
         return parts
 
+    def by_set(self, test: SwapTest) -> dict[str, float] | None:
+        if len(test.sets) < 2:
+            return None
+        with np.errstate(over="ignore"):
+            found = np.expm1(test.estimates()) if test.is_log else np.array(test.estimates())
+        names = [str(self.names[i]) for i in np.unique(self.strata)]
+        return dict(zip(names, found.tolist(), strict=True))
+
     def tested(self, is_log: bool, confidence: float) -> Effect:
         """Of four columns: the reference's amounts and what divides them, then the other side's."""
         sets = self.sets()
@@ -324,14 +342,22 @@ class _Pairs:
         if not math.isfinite(on_scale):
             # A data set in which one side has nothing leaves no mean of ratios.
             return self.effect(None, ZERO_TOTAL)
-        effect = replace(self.effect(estimate), method=test.name)
+        effect = replace(self.effect(estimate), method=test.name, by_set=self.by_set(test))
         if effect.num_clusters < 2:
             return replace(effect, reason=ONE_CLUSTER, method=NONE).bounded()
         if len(sets) > 1 and min(each.shape[1] for each in sets) < 2:
             return replace(effect, reason=ONE_IN_A_SET, method=NONE).bounded()
         se, df = _jackknife_error(sets, is_log)
         low, high = test.interval(confidence)
-        effect = replace(effect, p=test.p(), se=se, df=df, log_estimate=on_scale, test=test)
+        effect = replace(
+            effect,
+            p=test.p(),
+            se=se,
+            df=df,
+            log_estimate=on_scale,
+            interaction_p=test.interaction_p(),
+            test=test,
+        )
         if not (math.isfinite(low) and math.isfinite(high)):
             fewest = fewest_clusters(1 - confidence)
             few = f"{effect.num_clusters} units, and {fewest} are needed for an interval"
@@ -375,6 +401,7 @@ def _pairs(columns: Sequence[Numbers], clusters: Clusters, strata: Clusters = No
         groups[usable],
         sets[usable],
         int((~usable).sum()),
+        list(dict.fromkeys(strata or ())),
     )
 
 

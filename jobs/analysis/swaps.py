@@ -273,12 +273,28 @@ class SwapTest:
     def _moments(self, theta: Theta, sums: Sequence[Floats]) -> tuple[Floats, Floats]:
         """The weighted statistic and its standard error, of each swap, with θ taken out."""
         middle, variance = np.zeros(sums[0].shape[1]), np.zeros(sums[0].shape[1])
-        parts = zip(self.sets, self.kinds, self.weights, sums, strict=True)
-        for totals, kind, weight, own in parts:
-            found, spread = moments(totals, kind, own, theta)
+        for weight, (found, spread) in zip(self.weights, self._by_set(theta, sums), strict=True):
             middle += weight * found
             variance += weight**2 * spread
         return middle, np.sqrt(variance)
+
+    def _by_set(self, theta: Theta, sums: Sequence[Floats]) -> list[tuple[Floats, Floats]]:
+        parts = zip(self.sets, self.kinds, sums, strict=True)
+        return [moments(totals, kind, own, theta) for totals, kind, own in parts]
+
+    def interaction_p(self, num_swaps: int = NUM_SWAPS) -> float | None:
+        """p that the effect is the same in every set; None of a single set.
+
+        The statistic is Cochran's Q, the squares of the sets' distances from their mean over their
+        variances (Biometrics 10, 1954), with the mean effect taken out and recomputed per swap.
+        """
+        if len(self.sets) < 2:
+            return None
+        theta = self.estimate()
+        seen = _heterogeneity(self._by_set(theta, self._unswapped))
+        drawn = _heterogeneity(self._by_set(theta, _sums(self, num_swaps)))
+        least = float(seen[0]) * (1 - ROUNDING)
+        return (int((drawn >= least).sum()) + 1) / (len(drawn) + 1)
 
     @property
     def _unswapped(self) -> list[Floats]:
@@ -329,6 +345,15 @@ def _joined(totals: Floats, most: int) -> Floats:
         return ordered
     groups = np.arange(size) % most
     return np.stack([np.bincount(groups, weights=row) for row in ordered])
+
+
+def _heterogeneity(parts: Sequence[tuple[Floats, Floats]]) -> Floats:
+    middles = np.stack([found for found, _ in parts])
+    with np.errstate(all="ignore"):
+        precision = np.stack([1 / spread for _, spread in parts])
+        mean = (middles * precision).sum(axis=0) / precision.sum(axis=0)
+        found = (precision * (middles - mean) ** 2).sum(axis=0)
+    return _finite(found)
 
 
 def _finite(values: Floats) -> Floats:
