@@ -27,7 +27,7 @@ from jobs.verdicts import Judged
 from jobs.wording import bytes_text, number_text, percent_text
 from jobs.yaml_files import read_yaml, validated
 from optim.errors import InputError
-from optim.registry import names
+from optim.names import names
 
 AUTHORS = "authors"
 """Names the claims that ship: those of the methods' authors."""

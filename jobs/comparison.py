@@ -34,8 +34,7 @@ from jobs.pairing import (
     share_apart,
 )
 from jobs.wording import plural
-from optim.errors import InputError
-from optim.registry import optimization
+from optim.names import stage_of
 
 MIN_SHARDS = 8
 """Shards per dataset that an interval for time, throughput or memory needs: rows of a shard share
@@ -82,11 +81,7 @@ def main_effects(comparison: Comparison) -> list[MetricEffect]:
 def cache_name(configuration: Configuration) -> str:
     """What keeps a configuration's keys and values: the cache that it names, or an optimisation."""
     for chosen in configuration.optimizations:
-        try:
-            stage = optimization(chosen.name, chosen.settings).stage
-        except InputError:  # results can be read where a third party's optimisation is missing
-            continue
-        if stage == "cache":
+        if stage_of(chosen.name) == "cache":  # None where a third party's is missing here
             return chosen.name
     return configuration.cache
 

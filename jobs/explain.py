@@ -25,7 +25,7 @@ from jobs.token_account import TokenAccount
 from jobs.verdicts import Verdict
 from jobs.wording import number_text, percent_text, plural, relative_bounds
 from optim.errors import InputError
-from optim.registry import optimization
+from optim.names import stage_of
 
 TOKEN_METRICS = ("prompt_tokens", "completion_tokens", "tokens_per_base_token",
                  "base_completion_tokens")  # fmt: skip
@@ -150,10 +150,7 @@ def _could_not(
         if chosen.name in theirs:
             yield f"{chosen.name}: it is on in both."
             continue
-        try:
-            stage = optimization(chosen.name, chosen.settings).stage
-        except InputError:
-            continue
+        stage = stage_of(chosen.name)
         if stage == "cache":
             yield f"{chosen.name}: {_cache_reason(found, chosen.name)}"
         elif stage == "weights" and metric.name in ("prompt_tokens", "tokens_per_base_token"):

@@ -150,15 +150,15 @@ class _Grounds(NamedTuple):
 
 
 def swaps_for(level: float, num_tests: int) -> int:
-    """So many that the least p of a draw, times the number of tests, is a quarter of the level."""
-    return max(NUM_SWAPS, math.ceil(4 * num_tests / level))
+    """So many that the least p of a draw, times the number of tests, is a tenth of the level."""
+    return max(NUM_SWAPS, math.ceil(10 * num_tests / level))
 
 
 def _p(effect: Effect, num_swaps: int) -> float | None:
     """By more swaps where the usual draw ended at its floor, and so says too little."""
     if effect.test is None or effect.p is None or num_swaps <= NUM_SWAPS:
         return effect.p
-    return effect.test.p(0.0, num_swaps) if effect.p <= 10 / NUM_SWAPS else effect.p
+    return effect.test.p(0.0, num_swaps) if effect.p <= 20 / NUM_SWAPS else effect.p
 
 
 def _verdict(
@@ -234,7 +234,7 @@ def _tost(found: MetricEffect, judgement: Judgement, num_swaps: int = NUM_SWAPS)
         return None
     bound = margin_on_scale(found, judgement.margin(found.metric))
     p = max(test.p_below(bound), test.p_above(-bound))
-    if num_swaps > NUM_SWAPS and p <= 10 / NUM_SWAPS:
+    if num_swaps > NUM_SWAPS and p <= 20 / NUM_SWAPS:
         p = max(test.p_below(bound, num_swaps), test.p_above(-bound, num_swaps))
     return p
 

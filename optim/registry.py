@@ -1,7 +1,7 @@
 """The optimisations there are, and the order in which they are applied.
 
-A new one costs a class that meets `Optimization` and a line in `BUILT_IN`, or, from another
-package, an entry point in the group `optrial.optimizations`.
+A new one costs a class that meets `Optimization`, a line in `BUILT_IN` and one in `optim.names`,
+or, from another package, an entry point in the group `optrial.optimizations`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 from pydantic import ValidationError
 
@@ -18,14 +18,9 @@ from optim.adaptivocab.optimization import Adaptivocab, Tuned
 from optim.errors import InputError
 from optim.larosa.optimization import Larosa
 from optim.model import LanguageModel
+from optim.names import GROUP, STAGES, Stage
 from optim.resources import Resources
 from optim.vattention.optimization import VAttention
-
-Stage = Literal["vocabulary", "weights", "cache"]
-STAGES: tuple[Stage, ...] = ("vocabulary", "weights", "cache")
-"""The order of application: what tokens there are, what is computed of them, where it is kept."""
-
-GROUP = "optrial.optimizations"
 
 
 class Optimization(Protocol):
@@ -86,8 +81,7 @@ BUILT_IN: dict[str, type[Optimization]] = {
 }
 
 
-def names() -> list[str]:
-    """Every optimisation that can be named in a spec."""
+def _installed() -> list[str]:
     return sorted({*BUILT_IN, *(point.name for point in entry_points(group=GROUP))})
 
 
@@ -123,7 +117,7 @@ def _known(wrong: str, known: list[str]) -> str:
 
 def preparations() -> dict[str, type[Preparation]]:
     """What can be prepared, by the optimisation's name."""
-    found = {name: _find(name).preparation for name in names()}
+    found = {name: _find(name).preparation for name in _installed()}
     return {name: kind for name, kind in found.items() if kind is not None}
 
 
@@ -144,5 +138,5 @@ def _find(name: str) -> type[Optimization]:
     raise InputError(
         f"there is no optimisation called {name!r}",
         field="optimizations",
-        mend=_known(name, names()),
+        mend=_known(name, _installed()),
     )

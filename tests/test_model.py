@@ -16,7 +16,8 @@ from optim import registry
 from optim.cache import cache_factory, layer_windows
 from optim.errors import InputError
 from optim.model import LanguageModel, fingerprint, load, load_tokenizer, weight_bytes, wrap
-from optim.registry import Preparation, Stage, apply_all, optimization
+from optim.names import Stage
+from optim.registry import Preparation, apply_all, optimization
 
 
 class Doubled(BaseModel, frozen=True):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from cluster.results import Results, write_prompts
 from jobs.effects_table import EFFECTS, EFFECTS_FILE, write_effects
 from jobs.report import report
 from jobs.report_data import report_data
+from optim.names import names, stage_of
+from optim.registry import BUILT_IN
 
 
 def printed(results: Results, width: int = 100) -> str:
@@ -256,3 +260,17 @@ def test_what_failed_is_no_memory_saved(tmp_path: Path) -> None:
     fast = effects_of(data, "fast")["kv_committed_peak_bytes"]
     assert fast["estimate"] == pytest.approx(-0.1)
     assert fast["num_units"] == 2
+
+
+def test_names_and_stages_are_known_without_loading_what_they_name() -> None:
+    assert names() == sorted(BUILT_IN)
+    assert {name: stage_of(name) for name in names()} == {
+        name: kind.stage for name, kind in BUILT_IN.items()
+    }
+    assert stage_of("unknown") is None
+    loaded = "sorted({'torch', 'transformers'} & {*sys.modules})"
+    probe = f"import sys, jobs.report, jobs.explain; print({loaded})"
+    said = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert said.stdout.strip() == "[]", "to read a report takes no torch"

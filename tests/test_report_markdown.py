@@ -39,7 +39,7 @@ def test_verdicts_come_first_and_everything_follows(tmp_path: Path) -> None:
     verdicts = tables(text)[0]
     assert len(verdicts) == 2 + len(data["verdicts"])
     short = next(row for row in verdicts if row[0] == "short" and row[2] == "completion tokens")
-    assert short[4] == "better"
+    assert short[4] == "lower"
     assert short[3].startswith("-")
     assert "0 of 32 texts differ" in text
     assert "the same configuration twice" in text

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
@@ -28,6 +29,8 @@ from jobs.analysis.intervals import Floats
 Kind = Literal["difference", "ratio", "rate"]
 Theta = float | Floats
 _BITS = 8
+# Clusters and swaps up to which random swaps are one matrix that is kept and multiplied by.
+_MOST_MULTIPLIED, _MOST_KEPT = 160, 10_000
 ROUNDING = 1e-10
 """Statistics that differ by less differ by rounding only: they are ties, and ties count."""
 _NOTHING = 1e-14
@@ -52,51 +55,71 @@ def products(totals: Floats, kind: Kind) -> Floats:
     return np.stack([a, c, b, d, a * a, c * c, b * b, d * d, a * c, b * d, a * d, b * c])
 
 
-def moments(totals: Floats, kind: Kind, swapped: Floats, theta: Theta) -> tuple[Floats, Floats]:
+@dataclass(frozen=True)
+class SetTotals:
+    """One data set's totals, with what is the same for every swap."""
+
+    totals: Floats
+    """(4, clusters): the reference's amounts, what divides them, and the same of the other side."""
+    kind: Kind
+    products: Floats
+    whole: Floats
+    """Sums of the products over all clusters: (sums, 1)."""
+    crossed: tuple[float, float]
+    """Of the two sides' amounts, and of what divides them: a swap changes neither."""
+    squares: float
+    """Of the differences."""
+
+    @property
+    def size(self) -> int:
+        return int(self.totals.shape[1])
+
+
+def set_totals(totals: Floats, is_log: bool) -> SetTotals:
+    kind = kind_of(totals, is_log)
+    own = products(totals, kind)
+    a, c, b, d = totals
+    x = b - a
+    crossed = float(a @ b), float(c @ d)
+    return SetTotals(totals, kind, own, own.sum(axis=1)[:, None], crossed, float(x @ x))
+
+
+def moments(given: SetTotals, swapped: Floats, theta: Theta) -> tuple[Floats, Floats]:
     """The statistic and its variance after each swap; `swapped` is (sums, swaps)."""
-    size = totals.shape[1]
-    whole = products(totals, kind).sum(axis=1)
     with np.errstate(all="ignore"):
-        if kind == "difference":
-            middle, variance = _difference(totals, whole, swapped, theta)
-        elif kind == "ratio":
-            middle, variance = _ratio(totals, whole, swapped, theta)
-        else:
-            middle, variance = _rate(totals, whole, swapped, theta)
-    return middle, variance * (size / (size - 1) if size > 1 else math.nan)
+        middle, variance = _BY_KIND[given.kind](given, swapped, theta)
+    return middle, variance * (given.size / (given.size - 1) if given.size > 1 else math.nan)
 
 
-def _difference(
-    totals: Floats, whole: Floats, swapped: Floats, theta: Theta
-) -> tuple[Floats, Floats]:
+def _difference(given: SetTotals, swapped: Floats, theta: Theta) -> tuple[Floats, Floats]:
     """Of y = b - a - θn, turned to -y where swapped: R = sum(±y) / N and u = (±y - R n) / N."""
-    x = totals[2] - totals[0]
-    left = whole[:, None] - 2 * swapped  # sums of the ±
+    whole = given.whole
+    left = whole - 2 * swapped  # sums of the ±
     middle = (left[0] - theta * left[1]) / whole[1]
-    squares = float(x @ x) - 2 * theta * whole[2] + theta**2 * whole[3]
+    squares = given.squares - 2 * theta * whole[2] + theta**2 * whole[3]
     crossed = left[2] - theta * left[3]
     spread = squares - 2 * middle * crossed + middle**2 * whole[3]
     spread = np.where(spread <= _NOTHING * (squares + middle**2 * whole[3]), 0.0, spread)
     return middle, spread / whole[1] ** 2
 
 
-def _ratio(totals: Floats, whole: Floats, swapped: Floats, theta: Theta) -> tuple[Floats, Floats]:
+def _ratio(given: SetTotals, swapped: Floats, theta: Theta) -> tuple[Floats, Floats]:
     """u = b / B - a / A, A and B being the sides' totals after the swap."""
-    scale = np.exp(theta)
+    scale, whole = np.exp(theta), given.whole
     a, b, aa, bb = swapped
     n1, n0 = whole[1] - b + scale * a, scale * (whole[0] - a) + b
     squares1 = whole[3] - bb + scale**2 * aa
     squares0 = scale**2 * (whole[2] - aa) + bb
     squares = squares1 / n1**2 + squares0 / n0**2
-    spread = squares - 2 * scale * float(totals[0] @ totals[2]) / (n1 * n0)
+    spread = squares - 2 * scale * given.crossed[0] / (n1 * n0)
     return np.log(n1 / n0), np.where(spread <= _NOTHING * squares, 0.0, spread)
 
 
-def _rate(totals: Floats, whole: Floats, swapped: Floats, theta: Theta) -> tuple[Floats, Floats]:
+def _rate(given: SetTotals, swapped: Floats, theta: Theta) -> tuple[Floats, Floats]:
     """u = n1 / N1 - t1 / T1 - n0 / N0 + t0 / T0: a quadratic form of the products' sums."""
     scale = np.exp(theta)
     a, c, b, d, aa, cc, bb, dd, ac, bd, ad, bc = swapped
-    A, C, B, D, AA, CC, BB, DD, AC, BD, AD, BC = whole
+    A, C, B, D, AA, CC, BB, DD, AC, BD, AD, BC = given.whole
     # Side 1 holds what was not swapped of b, and what was swapped of a; θ is on a.
     n1, t1 = B - b + scale * a, D - d + c
     n0, t0 = scale * (A - a) + b, C - c + d
@@ -104,7 +127,7 @@ def _rate(totals: Floats, whole: Floats, swapped: Floats, theta: Theta) -> tuple
     t1t1, t0t0 = DD - dd + cc, CC - cc + dd
     n1t1, n0t0 = BD - bd + scale * ac, scale * (AC - ac) + bd
     n1t0, n0t1 = BC - bc + scale * ad, scale * (AD - ad) + bc
-    n1n0, t1t0 = scale * float(totals[0] @ totals[2]), float(totals[1] @ totals[3])
+    n1n0, t1t0 = scale * given.crossed[0], given.crossed[1]
     i, j, k, m = 1 / n1, 1 / t1, 1 / n0, 1 / t0
     squares = i * i * n1n1 + j * j * t1t1 + k * k * n0n0 + m * m * t0t0
     crossed = -i * j * n1t1 - k * m * n0t0 + i * m * n1t0 + j * k * n0t1 - i * k * n1n0
@@ -113,14 +136,18 @@ def _rate(totals: Floats, whole: Floats, swapped: Floats, theta: Theta) -> tuple
     return middle, np.where(spread <= _NOTHING * squares, 0.0, spread)
 
 
+_BY_KIND = {"difference": _difference, "ratio": _ratio, "rate": _rate}
+
+
 def swapped_sums(columns: Sequence[Floats], num_swaps: int, most_enumerated: int) -> list[Floats]:
     """Of each set's (sums, clusters), the sums over the swapped clusters: (sums, swaps).
 
     Every swap but none where clusters are few, else `num_swaps` at random, alike each time.
     """
     sizes = [each.shape[1] for each in columns]
-    if sum(sizes) <= most_enumerated or 2 ** (sum(sizes) - 1) - 1 <= num_swaps:
-        is_swapped = _every_swap(sum(sizes))
+    is_every = sum(sizes) <= most_enumerated or 2 ** (sum(sizes) - 1) - 1 <= num_swaps
+    if is_every or (sum(sizes) <= _MOST_MULTIPLIED and num_swaps <= _MOST_KEPT):
+        is_swapped = _every_swap(sum(sizes)) if is_every else _random_swaps(sum(sizes), num_swaps)
         places = np.cumsum([0, *sizes])
         return [
             own @ is_swapped[start:end]
@@ -128,6 +155,13 @@ def swapped_sums(columns: Sequence[Floats], num_swaps: int, most_enumerated: int
         ]
     rng = np.random.default_rng(0)
     return [_random_sums(own, num_swaps, rng) for own in columns]
+
+
+@lru_cache(maxsize=4)
+def _random_swaps(size: int, num_swaps: int) -> Floats:
+    """(size, swaps) of 0 and 1: kept, as all effects of one trial have much the same clusters."""
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 2, (size, num_swaps), dtype=np.uint8).astype(np.float64)
 
 
 @lru_cache(maxsize=2)

@@ -37,26 +37,16 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
+from jobs.analysis.ends import Search
 from jobs.analysis.intervals import Floats
-from jobs.analysis.swapped import (
-    ROUNDING,
-    Kind,
-    Theta,
-    kind_of,
-    moments,
-    products,
-    swapped_sums,
-)
+from jobs.analysis.swapped import ROUNDING, SetTotals, Theta, moments, set_totals, swapped_sums
 
-NUM_SWAPS = 9_999
+NUM_SWAPS = 4_999
 """Swaps that are drawn where there are more than can be enumerated."""
 MOST_ENUMERATED = 14
 """Clusters up to which every swap is tried: 2^13."""
 _MOST_CLUSTERS = 1024
 """More clusters than these are joined to so many before they are swapped: see `_joined`."""
-# Where an interval's end is looked for, in multiples of where t would have it.
-_STEPS = (1.0, 1.4, 2.0, 4.0, 12.0)
-_ITERATIONS = 60
 
 
 def fewest_clusters(level: float, num_tests: int = 1) -> int:
@@ -97,12 +87,12 @@ class SwapTest:
         return 2.0 ** (1 - self.num_clusters)
 
     @cached_property
-    def kinds(self) -> tuple[Kind, ...]:
-        return tuple(kind_of(each, self.is_log) for each in self.sets)
+    def given(self) -> tuple[SetTotals, ...]:
+        return tuple(set_totals(each, self.is_log) for each in self.sets)
 
     @property
     def _is_plain(self) -> bool:
-        return len(self.sets) == 1 and self.kinds[0] != "rate"
+        return len(self.sets) == 1 and self.given[0].kind != "rate"
 
     def estimates(self) -> list[float]:
         """Each set's own effect, on this test's scale."""
@@ -144,10 +134,13 @@ class SwapTest:
         if not error > 0:
             return -math.inf, math.inf
         step = error * float(special.stdtrit(max(1, self._df), 0.5 + confidence / 2))
-        return (
-            self._end(middle, -step, confidence, num_swaps),
-            self._end(middle, step, confidence, num_swaps),
+        sums = _sums(self, num_swaps)
+        rank = _rank(confidence, sums[0].shape[1])
+        low, high = (
+            Search(self._excess, middle, each, self._tolerance).end(sums, rank)
+            for each in (-step, step)
         )
+        return low, high
 
     def error(self) -> float:
         """The linearised standard error of what was seen."""
@@ -160,81 +153,6 @@ class SwapTest:
     @cached_property
     def _seen(self) -> tuple[float, float]:
         return self.estimate(), self.error()
-
-    def _end(self, start: float, step: float, confidence: float, num_swaps: int) -> float:
-        """Beyond which no θ is kept.
-
-        It is bracketed by few steps. Swaps that are as extreme at both ends of the bracket, or at
-        neither, are taken to be so in between; of each other one the θ is found at which it
-        stops to be, and the end is the one of these at which too few are left.
-        """
-        sums = _sums(self, num_swaps)
-        rank = _rank(confidence, sums[0].shape[1])
-        if rank == 0:
-            return math.copysign(math.inf, step)
-        inside, outside = 0.0, math.inf
-        at_inside: Floats | None = None
-        at_outside = np.zeros(0)
-        for multiple in _STEPS:
-            excess = self._excess(start + multiple * step, sums)
-            if int((excess >= 0).sum()) >= rank:
-                inside, at_inside = multiple, excess
-                outside = math.inf
-            elif math.isinf(outside):
-                outside, at_outside = multiple, excess
-                if inside == 0:
-                    continue  # whether anything further out is kept shows at the next step
-                break
-            else:
-                break
-        if math.isinf(outside):
-            return math.copysign(math.inf, step)
-        if at_inside is None:  # every swap is as extreme at the estimate itself
-            at_inside = self._excess(start, sums)
-        return start + step * self._within(
-            start, step, (inside, outside), (at_inside, at_outside), rank, sums
-        )
-
-    def _within(
-        self,
-        start: float,
-        step: float,
-        bracket: tuple[float, float],
-        ends: tuple[Floats, Floats],
-        rank: int,
-        sums: Sequence[Floats],
-    ) -> float:
-        """The largest multiple in the bracket at which `rank` swaps are as extreme as what was."""
-        is_in, is_out = ends[0] >= 0, ends[1] >= 0
-        wanted = rank - int((is_in & is_out).sum())
-        some = np.flatnonzero(is_in & ~is_out)
-        if not 0 < wanted <= len(some):
-            return bracket[0]
-        own = [each[:, some] for each in sums]
-        low, high = np.full(len(some), bracket[0]), np.full(len(some), bracket[1])
-        at_low, at_high = ends[0][some], ends[1][some]
-        was_inside = np.zeros(len(some))
-        for _ in range(_ITERATIONS):
-            least, most = (float(np.partition(x, -wanted)[-wanted]) for x in (low, high))
-            if most - least < self._tolerance:
-                break
-            # Only swaps whose end may be the one that is looked for are looked at further.
-            open_ = (high >= least) & (low <= most)
-            wanted -= int((low > most).sum())
-            own = [each[:, open_] for each in own]
-            low, high, at_low, at_high, was_inside = (
-                each[open_] for each in (low, high, at_low, at_high, was_inside)
-            )
-            # False position, of all at once; an end that stays twice counts half (Illinois).
-            guess = high - at_high * (high - low) / (at_high - at_low)
-            guess = np.clip(np.where(np.isfinite(guess), guess, (low + high) / 2), low, high)
-            found = self._excess(start + guess * step, own)
-            is_inside = found >= 0
-            at_high = np.where(is_inside, np.where(was_inside > 0, at_high / 2, at_high), found)
-            at_low = np.where(is_inside, found, np.where(was_inside < 0, at_low / 2, at_low))
-            low, high = np.where(is_inside, guess, low), np.where(is_inside, high, guess)
-            was_inside = np.where(is_inside, 1.0, -1.0)
-        return float(np.partition(low, -wanted)[-wanted])
 
     @property
     def _tolerance(self) -> float:
@@ -279,8 +197,7 @@ class SwapTest:
         return middle, np.sqrt(variance)
 
     def _by_set(self, theta: Theta, sums: Sequence[Floats]) -> list[tuple[Floats, Floats]]:
-        parts = zip(self.sets, self.kinds, sums, strict=True)
-        return [moments(totals, kind, own, theta) for totals, kind, own in parts]
+        return [moments(each, own, theta) for each, own in zip(self.given, sums, strict=True)]
 
     def interaction_p(self, num_swaps: int = NUM_SWAPS) -> float | None:
         """p that the effect is the same in every set; None of a single set.
@@ -298,8 +215,7 @@ class SwapTest:
 
     @property
     def _unswapped(self) -> list[Floats]:
-        pairs = zip(self.sets, self.kinds, strict=True)
-        return [np.zeros((len(products(totals, kind)), 1)) for totals, kind in pairs]
+        return [np.zeros((len(each.products), 1)) for each in self.given]
 
 
 def swap_test(
@@ -362,8 +278,7 @@ def _finite(values: Floats) -> Floats:
 
 @lru_cache(maxsize=4)
 def _sums(test: SwapTest, num_swaps: int) -> list[Floats]:
-    pairs = zip(test.sets, test.kinds, strict=True)
-    columns = [products(totals, kind) for totals, kind in pairs]
+    columns = [each.products for each in test.given]
     if not test.is_joint:
         return swapped_sums(columns, num_swaps, MOST_ENUMERATED)
     (sums,) = swapped_sums([np.concatenate(columns)], num_swaps, MOST_ENUMERATED)
@@ -373,7 +288,7 @@ def _sums(test: SwapTest, num_swaps: int) -> list[Floats]:
 @lru_cache(maxsize=4)
 def _ends(test: SwapTest, num_swaps: int) -> tuple[Floats, Floats]:
     """Of each swap, the effect in the swapped clusters and in the rest: smaller, larger."""
-    columns = products(test.sets[0], test.kinds[0])[:2]
+    columns = test.given[0].products[:2]
     (sums,) = swapped_sums([columns], num_swaps, MOST_ENUMERATED)
     rest = columns.sum(axis=1)[:, None] - sums
     # What rounding leaves of nothing is nothing.

@@ -17,7 +17,8 @@ from optim.errors import InputError
 from optim.model import LanguageModel, fingerprint, load
 
 if TYPE_CHECKING:
-    from optim.registry import Preparation, Stage
+    from optim.names import Stage
+    from optim.registry import Preparation
 
 
 class _FromArtifact(BaseModel):

@@ -21,7 +21,8 @@ from optim.larosa.sparse_model import at_sparsity, selections, sparse_model
 from optim.model import LanguageModel
 
 if TYPE_CHECKING:
-    from optim.registry import Preparation, Stage
+    from optim.names import Stage
+    from optim.registry import Preparation
 
 _DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 _FIELD = "optimizations.larosa"

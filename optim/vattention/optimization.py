@@ -13,7 +13,8 @@ from optim.vattention.settings import Settings
 from optim.vattention.slots import VAttentionSlotCache
 
 if TYPE_CHECKING:
-    from optim.registry import Preparation, Stage
+    from optim.names import Stage
+    from optim.registry import Preparation
 
 
 class VAttention(Settings):
