@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -13,6 +13,7 @@ from cluster.plan import Configuration, Plan, origin
 from jobs.analysis.effects import (
     Effect,
     Numbers,
+    Strata,
     difference_effect,
     geometric_effect,
     rate_effect,
@@ -87,16 +88,23 @@ def cache_name(configuration: Configuration) -> str:
 
 
 def compare(
-    connection: duckdb.DuckDBPyConnection, configuration: Configuration, plan: Plan
+    connection: duckdb.DuckDBPyConnection,
+    configuration: Configuration,
+    plan: Plan,
+    weights: Mapping[str, float] | None = None,
 ) -> Comparison:
-    """All effects of a configuration that has a reference (`vs`)."""
+    """All effects of a configuration that has a reference (`vs`).
+
+    `weights` are what data sets count; those that are not named count 1.
+    """
     name, vs = configuration.name, configuration.vs
     if vs is None:
         raise ValueError(f"{name} is a reference: there is nothing to compare it with")
     prompts = paired_prompts(connection, name, vs)
     cells = paired_cells(connection, name, vs)
     times = paired_times(connection, name, vs, prompts)
-    pairs = _Paired(prompts, times, cells, paired_likelihoods(connection, name, vs))
+    targets = paired_likelihoods(connection, name, vs)
+    pairs = _Paired(prompts, times, cells, targets, weights or {})
     texts, rows = compare_rows(connection, name, vs)
     unequal = {m for m, count in rows.unequal.items() if count} | cells.unequal
     effects = [
@@ -134,30 +142,35 @@ class _Paired:
     times: PairedTimes
     cells: PairedCells
     targets: PairedPrompts
+    weights: Mapping[str, float]
+
+    def sets(self, datasets: Sequence[str]) -> Strata:
+        """Data sets are fixed strata; what was added to one later is part of it."""
+        return Strata([origin(dataset) for dataset in datasets], self.weights)
 
 
 def _effects(metric: Metric, pairs: _Paired) -> list[MetricEffect]:
     prompts, cells, targets = pairs.prompts, pairs.cells, pairs.targets
     if metric.source == "rate":
-        return [_rate(metric, cells)]
+        return [_rate(metric, pairs)]
     if metric.source == "per":
         return [_per(metric, pairs)]
     if metric.source == "quality":
         a, b = targets.means[metric.name]
-        effect = difference_effect(a, b, targets.clusters, strata=_sets(targets.datasets))
+        effect = difference_effect(a, b, targets.clusters, strata=pairs.sets(targets.datasets))
         return [_given(metric, "mean difference", a, b, effect)]
     if metric.source == "peak":
         a, b = cells.values[metric.name]
-        effect = ratio_effect(a, b, cells.clusters, strata=_sets(cells.datasets))
+        effect = ratio_effect(a, b, cells.clusters, strata=pairs.sets(cells.datasets))
         return [_given(metric, "ratio of totals", a, b, _guarded(effect, a, b, cells))]
     a, b = prompts.means[metric.name]
     if metric.source == "time":
         c, d = pairs.times.values[metric.name]
-        clusters, sets = pairs.times.clusters, _sets(pairs.times.datasets)
+        clusters, sets = pairs.times.clusters, pairs.sets(pairs.times.datasets)
         ratio = _guarded(ratio_effect(c, d, clusters, strata=sets), c, d, pairs.times)
         geometric = _guarded(geometric_effect(c, d, clusters, strata=sets), c, d, pairs.times)
     else:
-        sets = _sets(prompts.datasets)
+        sets = pairs.sets(prompts.datasets)
         ratio = ratio_effect(a, b, prompts.clusters, strata=sets)
         geometric = geometric_effect(a, b, prompts.clusters, strata=sets)
     return [
@@ -166,9 +179,6 @@ def _effects(metric: Metric, pairs: _Paired) -> list[MetricEffect]:
     ]
 
 
-def _sets(datasets: Sequence[str]) -> list[str]:
-    """Data sets are fixed strata; what was added to one later is part of it."""
-    return [origin(dataset) for dataset in datasets]
 
 
 def _per(metric: Metric, pairs: _Paired) -> MetricEffect:
@@ -177,19 +187,20 @@ def _per(metric: Metric, pairs: _Paired) -> MetricEffect:
     rates = [_rate_of(*pair) for pair in zip(above, below, strict=True)]
     if metric.is_timed:
         above, below = (pairs.times.values[name] for name in metric.parts)
-        clusters, sets = pairs.times.clusters, _sets(pairs.times.datasets)
+        clusters, sets = pairs.times.clusters, pairs.sets(pairs.times.datasets)
     else:
-        clusters, sets = [*pairs.prompts.clusters], _sets(pairs.prompts.datasets)
+        clusters, sets = [*pairs.prompts.clusters], pairs.sets(pairs.prompts.datasets)
     effect = rate_effect((above[0], below[0]), (above[1], below[1]), clusters, strata=sets)
     if metric.is_timed:
         effect = _guarded(effect, above[0], above[1], pairs.times)
     return MetricEffect(metric, "ratio of totals", rates[0], rates[1], effect)
 
 
-def _rate(metric: Metric, cells: PairedCells) -> MetricEffect:
+def _rate(metric: Metric, pairs: _Paired) -> MetricEffect:
+    cells = pairs.cells
     amounts, times = (cells.values[name] for name in metric.totals)
     sides = (amounts[0], times[0]), (amounts[1], times[1])
-    effect = rate_effect(*sides, cells.clusters, strata=_sets(cells.datasets))
+    effect = rate_effect(*sides, cells.clusters, strata=pairs.sets(cells.datasets))
     effect = _guarded(effect, amounts[0], amounts[1], cells)
     rates = [_rate_of(amount, time) for amount, time in zip(amounts, times, strict=True)]
     return MetricEffect(metric, "ratio of totals", rates[0], rates[1], effect)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import duckdb
@@ -43,7 +44,7 @@ class Findings:
 def read_findings(connection: duckdb.DuckDBPyConnection, plan: Plan) -> Findings:
     """Read and judge all that the connection's views hold."""
     judgement = Judgement.model_validate(plan.analysis)
-    found = comparisons(connection, plan)
+    found = comparisons(connection, plan, judgement.weights)
     looks = tuple(Look.model_validate(look) for look in plan.looks)
     judged = judge(found, judgement, looks)
     design = design_of(plan)
@@ -60,9 +61,12 @@ def read_findings(connection: duckdb.DuckDBPyConnection, plan: Plan) -> Findings
     )
 
 
-def comparisons(connection: duckdb.DuckDBPyConnection, plan: Plan) -> list[Comparison]:
+def comparisons(
+    connection: duckdb.DuckDBPyConnection, plan: Plan, weights: Mapping[str, float]
+) -> list[Comparison]:
     """Every configuration that has a reference, the duplicates first."""
-    found = [compare(connection, c, plan) for c in plan.configurations if c.vs is not None]
+    arms = [c for c in plan.configurations if c.vs is not None]
+    found = [compare(connection, each, plan, weights) for each in arms]
     return sorted(found, key=lambda c: not c.is_duplicate)
 
 

@@ -235,12 +235,12 @@ def _smallest(
             loads = (needed - plan.workers.rounds) * len(plan.configurations)
             reason += f", {loads} loads of models more"
         return Visible(name, vs, metric.name, None, margin, reason)
-    values, units = influences(connection, (name, vs), metric)
+    values, units = influences(connection, (name, vs), metric, judgement.weights)
     if len(set(units)) < MIN_UNITS:
         reason = "the pilot has too few units of it"
         return Visible(name, vs, metric.name, None, margin, reason)
     if not any(values):
-        return Visible(name, vs, metric.name, 0.0, margin, "exactly equal in every pair")
+        return Visible(name, vs, metric.name, 0.0, margin, "no change, or the same one, in every pair")
     components = variance_components(values, units)
     num_units = _num_units(plan, metric)
     smallest = mde(

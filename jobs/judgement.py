@@ -26,6 +26,9 @@ class Judgement(BaseModel):
     the metric's own unit for bits per byte. Metrics that are not named have their default."""
     directions: dict[str, Literal["lower", "higher", "neither"]] = {}
     """Metric -> which is better, where the default does not fit."""
+    weights: dict[str, Margin] = {}
+    """Data set -> how much its effect counts in the mean over data sets; those not named count 1,
+    and by default all count alike, however many prompts they have."""
     alpha: Fraction = 0.05
     """Error rate of verdicts, family-wise over the primary metrics."""
     reserve: Annotated[float, Field(ge=0, lt=1)] = 0.2

@@ -11,13 +11,14 @@ varies by seed.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import duckdb
 import numpy as np
 
-from cluster.plan import Plan
+from cluster.plan import Plan, origin
 from jobs.analysis.components import Components, variance_components
 from jobs.analysis.intervals import Floats
 from jobs.analysis.power import Needs, needed
@@ -58,7 +59,7 @@ def need(
         return Need(None, None, found.effect.reason)
     if (found.metric.is_timed or found.metric.is_memory) and in_leases(connection):
         return Need(None, None, LEASES)
-    values, units = influences(connection, pair, found.metric)
+    values, units = influences(connection, pair, found.metric, judgement.weights)
     num_units = len(set(units))
     if num_units < 2:
         return Need(None, None, "one unit alone says nothing of the spread: run a pilot of more")
@@ -100,25 +101,39 @@ def _least(
 
 
 def influences(
-    connection: duckdb.DuckDBPyConnection, pair: tuple[str, str], metric: Metric
+    connection: duckdb.DuckDBPyConnection,
+    pair: tuple[str, str],
+    metric: Metric,
+    weights: Mapping[str, float] | None = None,
 ) -> tuple[list[float], list[tuple[Any, ...]]]:
     """What each (unit, seed) adds to the effect, on the scale of its standard error.
 
-    A relative effect is linearised: N·K·(b_i / Σb − a_i / Σa), and the same of both totals of a
-    rate. Their mean over units, then units, has the effect's standard error.
+    A relative effect is linearised in each data set: b_i / Σb − a_i / Σa times what the set counts
+    and how many (unit, seed) there are, and the same of both totals of a rate. Their mean over
+    units, then units, has the effect's standard error; what sets differ by is no part of it.
     """
     rows = connection.execute(_query(metric), list(pair)).fetchnumpy()
-    size = len(rows["dataset"])
     columns = [np.asarray(rows[f"c{i}"], dtype=np.float64) for i in range(4)]
-    units = list(zip(rows["dataset"].tolist(), rows["unit"].tolist(), strict=True))
-    return _linearised(metric, columns, size).tolist(), units
+    datasets = rows["dataset"].tolist()
+    sets = np.array([origin(name) for name in datasets], dtype=object)
+    units = list(zip(datasets, rows["unit"].tolist(), strict=True))
+    values = np.zeros(len(datasets))
+    counted = {name: (weights or {}).get(name, 1.0) for name in dict.fromkeys(sets)}
+    for name, weight in counted.items():
+        own = sets == name
+        share = weight / math.fsum(counted.values()) * len(sets) / int(own.sum())
+        values[own] = share * _linearised(metric, [column[own] for column in columns])
+    return values.tolist(), units
 
 
-def _linearised(metric: Metric, columns: list[Floats], size: int) -> Floats:
+def _linearised(metric: Metric, columns: list[Floats]) -> Floats:
     """`columns`: the configuration's amount and what it is divided by, then the reference's."""
     if not metric.is_relative:
-        return columns[0] - columns[2]
-    parts = [size * column / column.sum() if column.sum() else column * 0 for column in columns]
+        difference = columns[0] - columns[2]
+        return np.asarray(difference - difference.mean(), dtype=np.float64)
+    parts = [
+        len(column) * column / column.sum() if column.sum() else column * 0 for column in columns
+    ]
     return parts[0] - parts[1] - parts[2] + parts[3]
 
 

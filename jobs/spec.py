@@ -323,6 +323,17 @@ class TrialSpec(_Spec):
         return value
 
     @model_validator(mode="after")
+    def _weights_of_datasets(self) -> TrialSpec:
+        known = [dataset.name for dataset in self.datasets]
+        for name in self.analysis.weights:
+            if name not in known:
+                raise ValueError(
+                    f"`analysis.weights` names `{name}`, which is no dataset. "
+                    f"There are: {', '.join(known)}"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _gpus_for_cuda(self) -> TrialSpec:
         if self.device == "cuda" and self.workers.gpus == 0:
             raise ValueError(

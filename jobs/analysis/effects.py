@@ -3,7 +3,8 @@
 The unit is the prompt: the mean over the seeds that both configurations completed. Units are paired
 (entry i of `a`, the reference, and of `b` belong to one prompt). Clusters are groups of units that
 share noise: the shard for time, memory and throughput, the dataset's cluster column for the rest.
-Strata are data sets: an effect is the mean of theirs on the scale of the test, with equal weights.
+Strata are data sets: an effect is the mean of theirs on the scale of the test, with equal weights
+unless others are given.
 p and interval are of one test, which swaps the sides of clusters: `jobs.analysis.swaps`. No input
 makes these functions raise or warn: what cannot be said is null, with the reason.
 """
@@ -11,7 +12,7 @@ makes these functions raise or warn: what cannot be said is null, with the reaso
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -34,6 +35,16 @@ from jobs.analysis.swaps import NUM_SWAPS, SwapTest, fewest_clusters, swap_test
 
 Numbers = Sequence[float | None] | npt.NDArray[np.float64]
 Clusters = Sequence[Hashable] | None
+
+
+@dataclass(frozen=True)
+class Strata:
+    """Which data set each unit is of, and how much each counts; those not named count 1."""
+
+    names: Sequence[Hashable]
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+
 IDENTICAL, NONE = "identical", "none"
 NO_PAIRS = "there are no pairs"
 ZERO_REFERENCE, ZERO_TOTAL = "the reference's total is zero", "a total is zero"
@@ -74,6 +85,12 @@ class Effect:
     """Data set -> its own effect; None where there is one."""
     interaction_p: float | None = None
     """p that the effect is the same in every data set."""
+    weights: dict[str, float] | None = None
+    """Data set -> what its effect counts; they sum to 1. None where there is one."""
+    largest_share: float | None = None
+    """Of a side's total in a data set, what one cluster has of it at the most."""
+    largest: str | None = None
+    """That cluster: a shard, a prompt or a group of them, with its data set."""
     test: SwapTest | None = field(default=None, compare=False, repr=False)
     """What `p` and the interval are of, for other levels and other θ."""
 
@@ -141,7 +158,7 @@ def ratio_effect(
     b: Numbers,
     clusters: Clusters = None,
     confidence: float = 0.95,
-    strata: Clusters = None,
+    strata: Strata | Clusters = None,
 ) -> Effect:
     """sum(b) / sum(a) - 1: what the whole workload costs more under `b`, as a fraction.
 
@@ -168,7 +185,7 @@ def difference_effect(
     b: Numbers,
     clusters: Clusters = None,
     confidence: float = 0.95,
-    strata: Clusters = None,
+    strata: Strata | Clusters = None,
 ) -> Effect:
     """mean(b - a) in the numbers' own unit, for scores and bits per byte."""
     pairs = _pairs([a, b], clusters, strata)
@@ -205,7 +222,7 @@ def geometric_effect(
     b: Numbers,
     clusters: Clusters = None,
     confidence: float = 0.95,
-    strata: Clusters = None,
+    strata: Strata | Clusters = None,
 ) -> Effect:
     """exp(mean(log(b / a))) - 1: the typical prompt's relative change.
 
@@ -216,8 +233,9 @@ def geometric_effect(
     left, right = pairs.columns
     keep = (left > 0) & (right > 0)
     clusters = pairs.groups[keep].tolist()
-    strata = [pairs.names[i] for i in pairs.strata[keep]] if pairs.names else None
-    found = difference_effect(np.log(left[keep]), np.log(right[keep]), clusters, confidence, strata)
+    kept = [pairs.names[i] for i in pairs.strata[keep]] if pairs.names else None
+    sets = None if kept is None else Strata(kept, pairs.weights)
+    found = difference_effect(np.log(left[keep]), np.log(right[keep]), clusters, confidence, sets)
     relative = replace(
         found,
         estimate=_expm1(found.estimate),
@@ -234,7 +252,7 @@ def rate_effect(
     b: tuple[Numbers, Numbers],
     clusters: Clusters = None,
     confidence: float = 0.95,
-    strata: Clusters = None,
+    strata: Strata | Clusters = None,
 ) -> Effect:
     """The relative change of a rate; each side is (amounts, times), one entry per unit.
 
@@ -275,6 +293,9 @@ class _Pairs:
     num_left_out: int
     names: Sequence[Hashable] = ()
     """Of the strata, by number."""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    clusters: Sequence[Hashable] | None = None
+    """Names of the groups, by number; None where every unit is one."""
 
     @property
     def size(self) -> int:
@@ -329,25 +350,58 @@ class _Pairs:
             return None
         with np.errstate(over="ignore"):
             found = np.expm1(test.estimates()) if test.is_log else np.array(test.estimates())
-        names = [str(self.names[i]) for i in np.unique(self.strata)]
-        return dict(zip(names, found.tolist(), strict=True))
+        return dict(zip(self.present, found.tolist(), strict=True))
+
+    @property
+    def present(self) -> list[str]:
+        """The strata that have a unit, in the order of `sets`."""
+        return [str(self.names[i]) for i in np.unique(self.strata)] if self.names else [""]
+
+    def counted(self) -> list[float]:
+        """What each of them counts, before they are made to sum to 1."""
+        return [float(self.weights.get(name, 1.0)) for name in self.present]
+
+    def largest(self) -> tuple[float | None, str | None]:
+        """The largest share that one cluster has of a side's total in a stratum, and its name."""
+        found: tuple[float, int, int] = (0.0, -1, -1)
+        amounts = [self.columns[0], self.columns[len(self.columns) // 2]]
+        for stratum in np.unique(self.strata):
+            own = self.strata == stratum
+            for amount in amounts:
+                totals = np.bincount(self.groups[own], weights=np.abs(amount[own]))
+                place, whole = int(totals.argmax()), float(totals.sum())
+                if whole > 0:
+                    found = max(found, (float(totals[place]) / whole, place, int(stratum)))
+        if found[1] < 0:
+            return None, None
+        name = found[1] if self.clusters is None else self.clusters[found[1]]
+        stratum_name = str(self.names[found[2]]) if self.names else None
+        return found[0], cluster_name(name, stratum_name)
 
     def tested(self, is_log: bool, confidence: float) -> Effect:
         """Of four columns: the reference's amounts and what divides them, then the other side's."""
         sets = self.sets()
         with np.errstate(over="ignore"):
-            test = swap_test(sets, is_log, is_joint=self.is_joint)
+            test = swap_test(sets, is_log, self.counted(), is_joint=self.is_joint)
             on_scale = test.estimate()
             estimate = float(np.expm1(on_scale)) if is_log else on_scale
         if not math.isfinite(on_scale):
             # A data set in which one side has nothing leaves no mean of ratios.
             return self.effect(None, ZERO_TOTAL)
-        effect = replace(self.effect(estimate), method=test.name, by_set=self.by_set(test))
+        share, name = self.largest() if is_log else (None, None)
+        effect = replace(
+            self.effect(estimate),
+            method=test.name,
+            by_set=self.by_set(test),
+            weights=dict(zip(self.present, test.weights, strict=True)) if len(sets) > 1 else None,
+            largest_share=share,
+            largest=name,
+        )
         if effect.num_clusters < 2:
             return replace(effect, reason=ONE_CLUSTER, method=NONE).bounded()
         if len(sets) > 1 and min(each.shape[1] for each in sets) < 2:
             return replace(effect, reason=ONE_IN_A_SET, method=NONE).bounded()
-        se, df = _jackknife_error(sets, is_log)
+        se, df = _jackknife_error(sets, test.weights, is_log)
         low, high = test.interval(confidence)
         effect = replace(
             effect,
@@ -370,7 +424,19 @@ class _Pairs:
         return replace(effect, low=min(low, estimate), high=max(high, estimate)).bounded()
 
 
-def _jackknife_error(sets: Sequence[Floats], is_log: bool) -> tuple[float | None, int]:
+def cluster_name(cluster: Hashable, stratum: str | None) -> str:
+    """As people read it: `shard 3 of support`, `prompt 17 of support`, `round 2 of support`."""
+    kind, name = "unit", cluster
+    if isinstance(cluster, tuple) and len(cluster) == 2:
+        kind, name = ("round" if cluster[0] == "round" else "shard"), cluster[1]
+        if isinstance(name, str):
+            kind, _, name = name.partition(" ")
+    return f"{kind} {name}" + (f" of {stratum}" if stratum else "")
+
+
+def _jackknife_error(
+    sets: Sequence[Floats], weights: Sequence[float], is_log: bool
+) -> tuple[float | None, int]:
     """Of the mean of the sets' effects, with its degrees of freedom; None where it has none."""
     statistic: Statistic = _log_of_rates if is_log else _difference_of_means
     found = [jackknife(each[:, each.any(axis=0)], statistic, 0.95) for each in sets]
@@ -379,7 +445,8 @@ def _jackknife_error(sets: Sequence[Floats], is_log: bool) -> tuple[float | None
     df = sum(int(each.any(axis=0).sum()) - 1 for each in sets)
     if any(isinstance(each, str) for each in squares) or not any(squares):
         return None, df
-    return math.sqrt(math.fsum(float(each) ** 2 for each in squares)) / len(sets), df
+    parts = zip(weights, squares, strict=True)
+    return math.sqrt(math.fsum((weight * float(each)) ** 2 for weight, each in parts)), df
 
 
 def _log_of_rates(totals: Floats) -> Floats:
@@ -390,18 +457,23 @@ def _difference_of_means(totals: Floats) -> Floats:
     return mean(totals[2:]) - mean(totals[:2])
 
 
-def _pairs(columns: Sequence[Numbers], clusters: Clusters, strata: Clusters = None) -> _Pairs:
+def _pairs(
+    columns: Sequence[Numbers], clusters: Clusters, strata: Strata | Clusters = None
+) -> _Pairs:
     """What is usable of the columns: units whose every number is there, and is one."""
     arrays = [np.array([math.nan if v is None else v for v in c], np.float64) for c in columns]
     usable = np.logical_and.reduce([np.abs(array) <= _LARGEST for array in arrays])  # NaN is not
     groups = np.arange(len(usable), dtype=np.int64) if clusters is None else _numbered(clusters)
-    sets = np.zeros(len(usable), dtype=np.int64) if strata is None else _numbered(strata)
+    given = strata if isinstance(strata, Strata) else Strata(strata or ())
+    sets = _numbered(given.names) if given.names else np.zeros(len(usable), dtype=np.int64)
     return _Pairs(
         [array[usable] for array in arrays],
         groups[usable],
         sets[usable],
         int((~usable).sum()),
-        list(dict.fromkeys(strata or ())),
+        list(dict.fromkeys(given.names)),
+        given.weights,
+        None if clusters is None else list(dict.fromkeys(clusters)),
     )
 
 
