@@ -25,10 +25,10 @@ def headline_answer(judged: Sequence[Judged], judgement: Judgement) -> str:
     if not arms:
         return "Did anything change? There is nothing to compare yet."
     worse, parts = [], []
-    for metric in [m for m in METRICS if m.name in judgement.primary]:
+    for metric in filter(judgement.is_primary, METRICS):
         for word in sorted(DIRECTED):
             said = _said(arms, metric, word)
-            if said and metric.source == "quality" and word == "worse":
+            if said and metric.source in ("quality", "failure") and word == "worse":
                 worse.append(said)
             elif said:
                 parts.append(said)
@@ -44,6 +44,11 @@ def headline_answer(judged: Sequence[Judged], judgement: Judgement) -> str:
     ]
     text = "; ".join([*worse, texts, *parts, *others])
     return f"Did anything change? {text[0].upper()}{text[1:]}."
+
+
+def _is_first(metric: Metric) -> bool:
+    """Whether nothing else matters where this is worse: what is written, or that it is at all."""
+    return metric.source in ("quality", "failure")
 
 
 def _said(judged: Sequence[Judged], metric: Metric, word: str) -> str | None:
@@ -101,11 +106,11 @@ def answer(judged: Judged, judgement: Judgement) -> str:
         names = list(_REPEATED)
     else:
         start = f"{comparison.configuration} against {comparison.vs}: "
-        quality = [m.name for m in METRICS if m.source == "quality"]
-        names = sorted(judgement.primary, key=lambda name: name not in quality)
+        primary = sorted(filter(judgement.is_primary, METRICS), key=lambda m: not _is_first(m))
+        names = [m.name for m in primary]
     for name in names:
         found = next((e for e in main_effects(comparison) if e.metric.name == name), None)
-        if found is None or found.effect.estimate is None:
+        if found is None or found.effect.estimate is None or not found.is_shown:
             continue
         # Equal texts already say that tokens are equal.
         if name == "completion_tokens" and found.effect.identical:

@@ -135,7 +135,8 @@ def attributions(
     # All intervals of the primary metrics hold together (Bonferroni), as their verdicts do.
     num_contrasts = 2 ** len(design.factors) - 1
     confidence = 1 - judgement.alpha / (num_contrasts * len(judgement.primary))
-    return [_attribution(connection, design, m, confidence) for m in METRICS if m.name in names]
+    wanted = [m for m in METRICS if m.name in names and m.source != "failure"]
+    return [_attribution(connection, design, m, confidence) for m in wanted]
 
 
 def _attribution(

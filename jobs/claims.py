@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -83,6 +83,9 @@ class Claim(_Model):
     """No change, within so much."""
     identical: Literal[True] | None = None
     """Exactly the same in every pair."""
+    estimand: Literal["sets", "totals"] = "sets"
+    """`sets`: the mean of the data sets' effects, as verdicts have it. `totals`: of the sums over
+    all of them, in which large ones count for more."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     conditions: Conditions = Conditions()
 
@@ -281,7 +284,7 @@ def _unmet(
 def _answer(claim: Claim, judged: Judged, all_found: Findings, share: float) -> tuple[Answer, str]:
     comparison = judged.comparison
     if claim.metric == "texts":
-        return _texts_answer(comparison, all_found)
+        return _texts_answer(judged, all_found)
     found = next((e for e in main_effects(comparison) if e.metric.name == claim.metric), None)
     if found is None or found.effect.estimate is None:
         reason = found.effect.reason if found else "it was not measured"
@@ -294,9 +297,11 @@ def _answer(claim: Claim, judged: Judged, all_found: Findings, share: float) -> 
         return ("supported" if same else "refuted"), "equal in every pair" if same else (
             f"not equal in every pair: {_show(found, found.effect.estimate)}"
         )
+    if claim.estimand == "totals":
+        found = replace(found, effect=found.effect.of_totals())
     bounds = interval(found, 1 - (1 - claim.confidence) * share)
     if bounds is None:
-        shown = _show(found, found.effect.estimate)
+        shown = _show(found, found.effect.estimate or 0.0)
         reason = found.effect.reason or f"{found.effect.num_clusters} units are too few for one"
         return "undecided", f"{shown}, without an interval: {reason}"
     low, high = bounds
@@ -308,7 +313,7 @@ def _answer(claim: Claim, judged: Judged, all_found: Findings, share: float) -> 
         answer = "supported"
     elif high < least or low > most:
         answer = "refuted"
-    shown = _show(found, found.effect.estimate)
+    shown = _show(found, found.effect.estimate or 0.0)
     if low == high:
         return answer, f"{shown} in every unit"
     bounds_shown = f"[{_show(found, low)}, {_show(found, high)}]"
@@ -318,8 +323,11 @@ def _answer(claim: Claim, judged: Judged, all_found: Findings, share: float) -> 
     )
 
 
-def _texts_answer(comparison: Comparison, found: Findings) -> tuple[Answer, str]:
-    texts = comparison.texts
+def _texts_answer(judged: Judged, found: Findings) -> tuple[Answer, str]:
+    texts = judged.comparison.texts
+    tokens = judged.verdicts.get("completion_tokens")
+    if tokens is not None and tokens.word == "withheld" and not texts.differing:
+        return "undecided", f"{tokens.reason}"
     if not texts.compared:
         return "undecided", "there are no texts to compare"
     evidence = f"{texts.differing:,} of {texts.compared:,} texts differ"

@@ -18,6 +18,7 @@ from jobs.analysis.effects import (
     geometric_effect,
     rate_effect,
     ratio_effect,
+    share_effect,
 )
 from jobs.analysis.swaps import fewest_clusters
 from jobs.metrics import METRICS, Metric
@@ -25,15 +26,13 @@ from jobs.pairing import (
     PairedCells,
     PairedPrompts,
     PairedTimes,
-    RowComparison,
-    TextComparison,
-    compare_rows,
     paired_cells,
     paired_likelihoods,
     paired_prompts,
     paired_times,
     share_apart,
 )
+from jobs.row_pairs import RowComparison, TextComparison, compare_rows, paired_failures
 from jobs.wording import plural
 from optim.names import stage_of
 
@@ -52,6 +51,11 @@ class MetricEffect:
     """Mean over the paired units; of a rate, total amount over total time."""
     mean: float | None
     effect: Effect
+
+    @property
+    def is_shown(self) -> bool:
+        """Failures are not worth a line where nothing failed."""
+        return self.metric.source != "failure" or bool(self.mean or self.reference_mean)
 
 
 @dataclass(frozen=True)
@@ -110,8 +114,10 @@ def compare(
     effects = [
         _unless_rows_differ(effect, unequal)
         for metric in METRICS
+        if metric.source != "failure"
         for effect in _effects(metric, pairs)
     ]
+    effects.append(_failures(connection, (name, vs), rows, len(prompts.clusters)))
     return Comparison(
         configuration=name,
         vs=vs,
@@ -122,6 +128,25 @@ def compare(
         effects=tuple(effects),
         share_apart=share_apart(connection, name, vs),
     )
+
+
+def _failures(
+    connection: duckdb.DuckDBPyConnection,
+    pair: tuple[str, str],
+    rows: RowComparison,
+    num_prompts: int,
+) -> MetricEffect:
+    """The share of rows that failed: of all pairs of rows alike, whatever their data sets."""
+    metric = next(m for m in METRICS if m.source == "failure")
+    if not (rows.num_failed or rows.num_failed_reference):
+        none = 0.0 if rows.num_pairs else None
+        zeros = [0.0] * num_prompts
+        nothing = share_effect(zeros, zeros, zeros)
+        return MetricEffect(metric, "mean difference", none, none, nothing)
+    found = paired_failures(connection, *pair)
+    effect = share_effect(*found.failed, found.num_pairs, found.clusters)
+    before, after = (sum(each) / sum(found.num_pairs) for each in found.failed)
+    return MetricEffect(metric, "mean difference", before, after, effect)
 
 
 def _unless_rows_differ(found: MetricEffect, unequal: Set[str]) -> MetricEffect:
@@ -177,8 +202,6 @@ def _effects(metric: Metric, pairs: _Paired) -> list[MetricEffect]:
         _given(metric, "ratio of totals", a, b, ratio),
         _given(metric, "geometric mean", a, b, geometric),
     ]
-
-
 
 
 def _per(metric: Metric, pairs: _Paired) -> MetricEffect:

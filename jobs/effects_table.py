@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 from cluster.results import Results
 from cluster.schema import FLOAT, INT, TEXT, Column
 from jobs.findings import read_findings
+from jobs.looks import TEST
 from jobs.query import connect
 from jobs.report_data import effect_rows
 from jobs.table_files import VERSION, write_rows
@@ -29,7 +31,7 @@ EFFECTS = [
     Column("high", FLOAT, "upper bound"),
     Column("num_units", INT, "paired prompts, or shards for memory and throughput"),
     Column("num_clusters", INT, "independent groups of units that the interval rests on"),
-    Column("method", TEXT, "of the interval"),
+    Column("method", TEXT, "the test that p and the interval are of"),
     Column("reason", TEXT, "why there is no estimate or no interval"),
     Column("identical", pa.bool_(), "every pair is exactly equal"),
     Column("num_left_out", INT, "pairs that could not be used"),
@@ -54,12 +56,29 @@ EFFECTS = [
     Column("more_prompts", INT, "further prompts that would settle an open primary verdict"),
     Column("more_seeds", INT, "further seeds that would, instead"),
     Column("statement", TEXT, "what the numbers say, short of a verdict"),
+    Column("test", TEXT, "name and version of the test that verdicts go by"),
+    Column("estimand", TEXT, "what is estimated; of several data sets, the mean of theirs"),
+    Column("by_set", TEXT, "JSON: data set -> its own effect; null where there is one"),
+    Column("weights", TEXT, "JSON: data set -> what it counts; null where there is one"),
+    Column("interaction_p", FLOAT, "p that the effect is the same in every data set"),
+    Column("largest_share", FLOAT, "the most that one cluster has of a side's total in a data set"),
+    Column("largest", TEXT, "that cluster"),
+    Column("judged_anew", TEXT, "what a look by an older test had said of it"),
 ]
 
 
 def write_effects(results: Results, rows: Sequence[Mapping[str, Any]] | None = None) -> None:
     """Write `tables/effects.parquet` over what was there; `rows` where they are known already."""
-    write_rows(results.store, EFFECTS_FILE, EFFECTS, _read(results) if rows is None else rows)
+    found = _read(results) if rows is None else rows
+    write_rows(results.store, EFFECTS_FILE, EFFECTS, [_flat(row) for row in found])
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """With what is a mapping as JSON, so that every reader of Parquet has it alike."""
+    nested = {
+        name: None if row[name] is None else json.dumps(row[name]) for name in ("by_set", "weights")
+    }
+    return {**row, **nested, "test": TEST}
 
 
 def rows_of_report(data: Mapping[str, Any]) -> list[dict[str, Any]]:

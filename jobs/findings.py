@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import duckdb
 from cluster.plan import Plan
 from jobs.attribution import Attribution, Design, attributions, design_of
 from jobs.comparison import Comparison, compare, main_effects
+from jobs.exactness import copies, exactness_alarms
 from jobs.judgement import Judgement
 from jobs.looks import Look
 from jobs.needs import Need, need
@@ -46,14 +48,15 @@ def read_findings(connection: duckdb.DuckDBPyConnection, plan: Plan) -> Findings
     judgement = Judgement.model_validate(plan.analysis)
     found = comparisons(connection, plan, judgement.weights)
     looks = tuple(Look.model_validate(look) for look in plan.looks)
-    judged = judge(found, judgement, looks)
+    unfinished = _unfinished(connection, plan)
+    judged = judge(found, judgement, looks, copies=copies(plan), unfinished=unfinished)
     design = design_of(plan)
     return Findings(
         plan=plan,
         judgement=judgement,
         looks=looks,
         judged=judged,
-        alarms=alarms(found),
+        alarms=[*alarms(found), *exactness_alarms(connection, plan, found)],
         accounts={c.configuration: token_account(connection, c) for c in found},
         needs=_needs(connection, judged, judgement, plan),
         design=design,
@@ -68,6 +71,30 @@ def comparisons(
     arms = [c for c in plan.configurations if c.vs is not None]
     found = [compare(connection, each, plan, weights) for each in arms]
     return sorted(found, key=lambda c: not c.is_duplicate)
+
+
+def _unfinished(connection: duckdb.DuckDBPyConnection, plan: Plan) -> dict[str, str]:
+    """Configuration -> what is missing of it or its reference; only of those that are not done.
+
+    A verdict on part of a trial would be a look that nobody paid for.
+    """
+    planned: Counter[str] = Counter()
+    for _, seeds, dataset in plan.spans():
+        for configuration, _ in plan.runs(dataset, seeds):
+            planned[configuration.name] += dataset.num_shards
+    done = dict(
+        connection.execute("SELECT configuration, count(*) FROM cells GROUP BY ALL").fetchall()
+    )
+    found = {}
+    for each in plan.configurations:
+        names = [each.name, *([] if each.vs is None else [each.vs])]
+        num_done, num_planned = (sum(c.get(n, 0) for n in names) for c in (done, planned))
+        if num_done < num_planned:
+            found[each.name] = (
+                f"{num_done:,} of {num_planned:,} cells are there; `optrial evaluate` again runs "
+                "the rest"
+            )
+    return found
 
 
 def _needs(

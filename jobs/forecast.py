@@ -240,7 +240,8 @@ def _smallest(
         reason = "the pilot has too few units of it"
         return Visible(name, vs, metric.name, None, margin, reason)
     if not any(values):
-        return Visible(name, vs, metric.name, 0.0, margin, "no change, or the same one, in every pair")
+        same = "no change, or the same one, in every pair"
+        return Visible(name, vs, metric.name, 0.0, margin, same)
     components = variance_components(values, units)
     num_units = _num_units(plan, metric)
     smallest = mde(

@@ -51,6 +51,10 @@ class Judgement(BaseModel):
             _metric(name)
         return values
 
+    def is_primary(self, metric: Metric) -> bool:
+        """Whether the trial is about it; always of failures, which all else leaves out."""
+        return metric.name in self.primary or metric.source == "failure"
+
     def level(self, look: int) -> float:
         """α of a look, the first being 1: what is kept is shared out again at every later one.
 

@@ -6,7 +6,7 @@ look, each with its share of the error rate: `jobs.judgement.Judgement.level`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -22,6 +22,9 @@ Word = Literal[
     "inconclusive",
     "withheld",
 ]
+
+TEST = "cluster swaps 1"
+"""The test that verdicts go by, and its version: looks that another decided are judged anew."""
 
 
 class _Kept(BaseModel):
@@ -54,8 +57,20 @@ class Look(_Kept):
     num_prompts: int = 0
     num_rows: int = 0
     at: str = ""
+    test: str = ""
+    """What decided it; empty for signs of pseudo-values, which took noise for differences where
+    one prompt outweighed the others."""
 
 
 def settled(looks: Sequence[Look]) -> dict[tuple[str, str], Settled]:
-    """By (configuration, metric)."""
+    """What stays, by (configuration, metric)."""
+    return _by_metric(look for look in looks if look.test == TEST)
+
+
+def judged_anew(looks: Sequence[Look]) -> dict[tuple[str, str], Settled]:
+    """What an earlier look decided by a test that is no longer trusted."""
+    return _by_metric(look for look in looks if look.test != TEST)
+
+
+def _by_metric(looks: Iterable[Look]) -> dict[tuple[str, str], Settled]:
     return {(each.configuration, each.metric): each for look in looks for each in look.settled}

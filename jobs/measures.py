@@ -52,7 +52,7 @@ def _of(metric: Metric) -> Measure:
 
 
 MEASURES = (
-    *[_of(metric) for metric in METRICS],
+    *[_of(metric) for metric in METRICS if metric.source != "failure"],
     Measure("queue_s", "waiting for a slot", "row", "queue_s", is_timed=True),
     Measure(
         "completion_tokens_per_s",

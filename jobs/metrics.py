@@ -15,7 +15,7 @@ import duckdb
 from jobs.analysis.quantiles import order_levels
 from jobs.wording import bytes_text, duration_text, number_text
 
-Source = Literal["row", "time", "rate", "per", "peak", "quality"]
+Source = Literal["row", "time", "rate", "per", "peak", "quality", "failure"]
 Direction = Literal["lower", "higher", "neither"]
 
 
@@ -39,7 +39,7 @@ class Metric:
     @property
     def is_relative(self) -> bool:
         """Whether its effect is a fraction of the reference."""
-        return self.source != "quality"
+        return self.source not in ("quality", "failure")
 
     @property
     def totals(self) -> tuple[str, str]:
@@ -139,6 +139,14 @@ METRICS = (
     Metric("kv_committed_mean_bytes", "KV memory held, mean", bytes_text, "rate"),
     Metric("kv_byte_s_per_byte", "KV byte-seconds per byte", number_text, "rate", margin=0.03),
     Metric("bits_per_byte", "bits per byte of targets", number_text, "quality", margin=0.01),
+    Metric(
+        "failed_share",
+        "share of rows that failed",
+        number_text,
+        "failure",
+        is_described=False,
+        margin=0.01,
+    ),
 )
 
 _SUMS = {"total_tokens": ("prompt_tokens", "completion_tokens")}
@@ -214,6 +222,8 @@ def _selection(metric: Metric) -> tuple[str, str, str]:
         warm = " AND NOT coalesce(warmup, false)" if metric.is_timed else ""
         source = f"generations WHERE error IS NULL{warm}"
         return f"{above} / nullif({below}, 0)", f"sum({above}) / nullif(sum({below}), 0)", source
+    if metric.source == "failure":
+        return _FAILED, f"avg({_FAILED})", "generations"
     if metric.source == "quality":
         value = "nats / ln(2) / num_bytes"
         condition = "candidate = -1 AND error IS NULL AND num_bytes > 0"
@@ -223,4 +233,5 @@ def _selection(metric: Metric) -> tuple[str, str, str]:
     return value, f"avg({value})", f"generations WHERE error IS NULL{warm}"
 
 
+_FAILED = "(error IS NOT NULL)::INTEGER"
 _CELLS = "cells WHERE kind = 'generations'"

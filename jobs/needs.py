@@ -147,6 +147,14 @@ def _query(metric: Metric) -> str:
             WHERE o.configuration = ? AND r.configuration = ? AND o.kind = 'generations'
                 AND o.num_errors = 0 AND r.num_errors = 0 AND o.{above} IS NOT NULL
                 AND r.{above} IS NOT NULL"""
+    if metric.source == "failure":
+        return f"""{_GROUPS}
+            SELECT o.dataset AS dataset, {_UNIT} AS unit,
+                (o.error IS NOT NULL)::INTEGER AS c0, 1 AS c1,
+                (r.error IS NOT NULL)::INTEGER AS c2, 1 AS c3
+            FROM generations o JOIN generations r USING (dataset, prompt_id, seed)
+                LEFT JOIN groups ON groups.dataset = o.dataset AND groups.prompt_id = o.prompt_id
+            WHERE o.configuration = ? AND r.configuration = ?"""
     if metric.source == "quality":
         return f"""{_GROUPS}
             SELECT o.dataset AS dataset, {_UNIT} AS unit,

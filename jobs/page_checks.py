@@ -10,6 +10,7 @@ from jobs.page_parts import Cell, Figure, Part, Prose, Row, Section, Table, tabl
 from jobs.page_plots import Interval, intervals
 from jobs.page_svg import Axis
 from jobs.page_words import METRIC, change, finite, label, percent_tick
+from jobs.verdict_tables import alarm_text
 from jobs.wording import p_text, percent_text, plural
 
 Data = dict[str, Any]
@@ -28,11 +29,8 @@ def checks(data: Data) -> Section:
         )
         parts.append(Prose(nothing, "nothing"))
     for alarm in data["alarms"]:
-        line = (
-            f"Alarm: {alarm['configuration']} differs from itself in {label(alarm['metric'])} "
-            f"(adjusted p {p_text(alarm['p'])}); what rests on it is withheld."
-        )
-        parts.append(Prose(line, "warning"))
+        withheld = "" if alarm["p"] is None else " What rests on it is withheld."
+        parts.append(Prose(alarm_text(alarm) + withheld, "warning"))
     for place, pair in enumerate(pairs):
         parts += _pair(place, pair, data["alarms"])
     parts += [Prose(_rate(pair), "quiet") for pair in data["steadiness"]["false_alarms"]]

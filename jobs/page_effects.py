@@ -9,6 +9,7 @@ from jobs.page_plots import Interval, intervals
 from jobs.page_verdicts import exploratory
 from jobs.page_words import METRIC, change, change_axis, finite, label, shape, verdict_cell
 from jobs.page_words import look as verdict_look
+from jobs.set_table import HEADING, set_columns, set_rows
 from jobs.wording import NOTHING, number_text
 
 Data = dict[str, Any]
@@ -21,7 +22,7 @@ _EXPLAINED = (
 
 def effects(data: Data) -> Section:
     """A forest plot per metric, the primary ones first and the others folded."""
-    primary = data["judgement"]["primary"]
+    primary = {*data["judgement"]["primary"], "failed_share"}
     shown = [f for f in (_forest(data, m) for m in METRIC if m in primary) if f is not None]
     others = [f for f in (_forest(data, m) for m in METRIC if m not in primary) if f is not None]
     parts: list[Part] = []
@@ -31,6 +32,10 @@ def effects(data: Data) -> Section:
     else:
         parts.append(Prose(_EXPLAINED, "quiet"))
     parts += shown
+    if by_set := set_rows(data):
+        cells: list[Row] = [[Cell(row[0], "key"), *row[1:]] for row in by_set]
+        headings = [name[:1].upper() + name[1:] for name in set_columns(data)]
+        parts.append(table(f"{HEADING}: each one's own change", headings, cells))
     rest: list[Part] = [each for each in (exploratory(data),) if each is not None]
     rest += others
     if rest:

@@ -6,8 +6,8 @@ only one side completed enters neither mean.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Hashable
+from dataclasses import dataclass
 from typing import Any
 
 import duckdb
@@ -67,36 +67,6 @@ class PairedCells:
     in_leases: bool = False
     unequal: frozenset[str] = frozenset()
     """Columns in which some cell differs, whatever the seeds' sums and means."""
-
-
-@dataclass(frozen=True)
-class TextComparison:
-    """How many (dataset, prompt, seed) have another text; rows with an error are left out."""
-
-    differing: int
-    compared: int
-
-
-@dataclass(frozen=True)
-class RowComparison:
-    """How rows of equal (dataset, prompt, seed) end: what may be called equal, and what failed."""
-
-    num_pairs: int = 0
-    num_failed: int = 0
-    """Of the configuration."""
-    num_failed_reference: int = 0
-    num_failed_apart: int = 0
-    """Rows that failed on one side only."""
-    num_empty_sets: int = 0
-    """Data sets without a single pair that both sides completed."""
-    num_cut: int = 0
-    """Completions that the length budget ended; of the configuration."""
-    num_cut_reference: int = 0
-    num_cut_apart: int = 0
-    """Completed pairs of other texts that the budget cut on either side."""
-    unequal: Mapping[str, int] = field(default_factory=dict)
-    """Metric -> completed pairs that are not equal in it; counts that the length budget decided are
-    equal only where texts are."""
 
 
 def paired_prompts(
@@ -280,51 +250,6 @@ def paired_likelihoods(
         clusters=[cluster_of(row[0], row[1], row[2]) for row in rows],
         shards=[(row[0], row[3]) for row in rows],
         means={"bits_per_byte": _columns(rows, 4)},
-    )
-
-
-def compare_rows(
-    connection: duckdb.DuckDBPyConnection, configuration: str, reference: str
-) -> tuple[TextComparison, RowComparison]:
-    """In an A/A pair, and for an optimisation that is meant to be exact, nothing should differ."""
-    done = "o.error IS NULL AND r.error IS NULL"
-    other_text = "o.completion_text IS DISTINCT FROM r.completion_text"
-    by_budget = "(o.finish_reason = 'length' OR r.finish_reason = 'length')"
-    unequal = ", ".join(
-        f"count(*) FILTER ({done} AND ({column(m, 'o')} IS DISTINCT FROM {column(m, 'r')}"
-        + ("))" if m == "prompt_tokens" else f" OR ({other_text} AND {by_budget})))")
-        for m in ROW_METRICS
-    )
-    row = connection.execute(
-        f"""
-        SELECT count(*) FILTER ({done} AND {other_text}), count(*) FILTER ({done}), count(*),
-            count(*) FILTER (o.error IS NOT NULL), count(*) FILTER (r.error IS NOT NULL),
-            count(*) FILTER ((o.error IS NULL) <> (r.error IS NULL)),
-            count(DISTINCT o.dataset) - count(DISTINCT o.dataset) FILTER ({done}),
-            count(*) FILTER ({done} AND o.finish_reason = 'length'),
-            count(*) FILTER ({done} AND r.finish_reason = 'length'),
-            count(*) FILTER ({done} AND {other_text} AND {by_budget}), {unequal}
-        FROM generations o JOIN generations r USING (dataset, prompt_id, seed)
-        WHERE o.configuration = ? AND r.configuration = ?
-        """,
-        [configuration, reference],
-    ).fetchone()
-    assert row is not None  # An aggregate without GROUP BY always has one row.
-    counts = dict(zip(ROW_METRICS, row[10:], strict=True))
-    texts, (pairs, failed, failed_reference, apart, empty, cut, cut_reference, cut_apart) = (
-        TextComparison(*row[:2]),
-        row[2:10],
-    )
-    return texts, RowComparison(
-        num_pairs=pairs,
-        num_failed=failed,
-        num_failed_reference=failed_reference,
-        num_failed_apart=apart,
-        num_empty_sets=empty,
-        num_cut=cut,
-        num_cut_reference=cut_reference,
-        num_cut_apart=cut_apart,
-        unequal=counts,
     )
 
 

@@ -13,6 +13,7 @@ from cluster.results import Results
 from jobs.analysis.effects import WRITTEN, Effect
 from jobs.metrics import METRICS, Metric
 from jobs.report_data import report_data
+from jobs.set_table import HEADING, set_columns, set_rows
 from jobs.trial_words import headline, shortcomings
 from jobs.verdict_tables import attribution_notes, attribution_table, verdict_notes, verdict_tables
 from jobs.wording import interval_text, number_text, p_text, percent_text
@@ -50,12 +51,24 @@ def _print_verdicts(data: dict[str, Any], console: Console) -> None:
             console.print(verdicts)
         for line in verdict_notes(data):
             _print(console, line, style="dim")
+    if set_rows(data):
+        console.print()
+        console.print(_sets_table(data))
     table = attribution_table(data)
     if table is not None:
         console.print()
         console.print(table)
         for line in attribution_notes(data):
             _print(console, line, style="dim")
+
+
+def _sets_table(data: dict[str, Any]) -> Table:
+    table = _table(f"{HEADING}: each one's own change")
+    for place, heading in enumerate(set_columns(data)):
+        table.add_column(heading, justify="left" if place < 2 else "right")
+    for row in set_rows(data):
+        table.add_row(*map(Text, row))
+    return table
 
 
 def _print_tables(data: dict[str, Any], console: Console) -> None:

@@ -17,8 +17,10 @@ from cluster.results import Results
 from jobs.answers import answer, headline_answer, statement
 from jobs.claims import Checked, Claim, check_claims
 from jobs.comparison import MetricEffect, main_effects
+from jobs.dominance import dominance_notes
 from jobs.findings import Findings, read_findings
 from jobs.history import code_data, history_notes
+from jobs.looks import TEST
 from jobs.memory_notes import memory_notes
 from jobs.metrics import METRICS, Metric, describe
 from jobs.query import connect
@@ -45,6 +47,7 @@ def report_data(results: Results, claims: Sequence[Claim] | None = None) -> dict
             "judgement": found.judgement.model_dump(mode="json"),
             "looks": [look.model_dump(mode="json") for look in found.looks],
             "level": found.judgement.level(len(found.looks) + 1),
+            "test": TEST,
             "verdicts": verdict_rows(found, primary_only=True),
             "alarms": [asdict(alarm) for alarm in found.alarms],
             "attribution": attribution_data(found),
@@ -56,6 +59,7 @@ def report_data(results: Results, claims: Sequence[Claim] | None = None) -> dict
         held = steadiness(connection, plan)
         data["steadiness"] = steadiness_data(held)
         notes = [
+            *dominance_notes(found),
             *steadiness_notes(held),
             *memory_notes(connection),
             *vocabulary_notes(connection, plan),
@@ -106,8 +110,8 @@ def verdict_rows(found: Findings, *, primary_only: bool) -> list[dict[str, Any]]
         for judged in found.judged
         if not judged.comparison.is_duplicate
         for effect in main_effects(judged.comparison)
-        if not primary_only or effect.metric.name in found.judgement.primary
-        if effect.effect.estimate is not None
+        if not primary_only or found.judgement.is_primary(effect.metric)
+        if effect.effect.estimate is not None and effect.is_shown
     ]
 
 
@@ -121,6 +125,7 @@ def effect_rows(found: Findings) -> list[dict[str, Any]]:
         }
         for judged in found.judged
         for effect in judged.comparison.effects
+        if effect.is_shown
     ]
 
 
@@ -216,7 +221,9 @@ def _comparison_data(found: Findings, judged: Judged) -> dict[str, Any]:
         "texts": asdict(comparison.texts),
         "tokens": asdict(found.accounts[comparison.configuration], dict_factory=_written),
         "warnings": list(judged.warnings),
-        "effects": [_effect_data(found, judged, effect) for effect in comparison.effects],
+        "effects": [
+            _effect_data(found, judged, effect) for effect in comparison.effects if effect.is_shown
+        ],
         "answer": answer(judged, found.judgement),
     }
 
@@ -237,6 +244,7 @@ def _effect_data(found: Findings, judged: Judged, effect: MetricEffect) -> dict[
         "reference_mean": effect.reference_mean,
         "mean": effect.mean,
         **effect.effect.as_dict(),
+        "estimand": estimand(effect),
         "verdict": verdict.word if verdict else None,
         "family": verdict.family if verdict else None,
         "margin": verdict.margin if verdict else None,
@@ -245,11 +253,20 @@ def _effect_data(found: Findings, judged: Judged, effect: MetricEffect) -> dict[
         "mde": verdict.mde if verdict else None,
         "verdict_reason": verdict.reason if verdict else None,
         "look": verdict.look if verdict else None,
+        "judged_anew": verdict.judged_anew if verdict else None,
         "settling_probability": found.judgement.power if need else None,
         "more_prompts": need.num_prompts if need else None,
         "more_seeds": need.num_seeds if need else None,
         "statement": statement(effect),
     }
+
+
+def estimand(found: MetricEffect) -> str:
+    """What is estimated: of several data sets, the mean of theirs."""
+    if found.effect.by_set is None:
+        return found.statistic
+    mean = "mean of their logs" if found.metric.is_relative else "mean"
+    return f"{found.statistic} per data set, {mean}"
 
 
 def _scores(results: Results, plan: Plan) -> tuple[list[dict[str, Any]], list[str]]:

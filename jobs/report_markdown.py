@@ -9,6 +9,7 @@ from typing import Any
 
 from jobs.metrics import METRICS
 from jobs.page_words import METRIC, change, contrast_text, is_nothing, label, share_text
+from jobs.set_table import HEADING, set_columns, set_rows
 from jobs.trial_words import NO_VERDICT, headline, shortcomings
 from jobs.verdict_tables import margin_text, verdict_notes, verdict_phrase
 from jobs.whole_file import write_whole
@@ -31,6 +32,7 @@ def markdown(data: Data) -> str:
         ("Answers", _answers(data)),
         ("What each factor does", _attribution(data)),
         ("Effects", _effects(data)),
+        (HEADING, _sets(data)),
         ("Scores", _scores(data["scores"])),
         ("Each configuration", _configurations(data["configurations"])),
         ("Notes", _bullets(data["notes"])),
@@ -108,6 +110,12 @@ def _attribution(data: Data) -> Iterator[str]:
             rows.append([name, f"due to {share['factor']}", text, p_text(share["p"]), part])
     columns = ("metric", "factor", "change, 95 % interval", "p", "share")
     yield _table(columns, rows, words=(0, 1))
+
+
+def _sets(data: Data) -> Iterator[str]:
+    rows = set_rows(data)
+    if rows:
+        yield _table(set_columns(data), rows, words=(0, 1))
 
 
 def _effects(data: Data) -> Iterator[str]:

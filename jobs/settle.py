@@ -30,7 +30,7 @@ from jobs.evaluate import OnProgress, run_missing
 from jobs.extension import more_of, settled_now
 from jobs.findings import Findings, read_findings
 from jobs.history import dataset_specs
-from jobs.looks import Look
+from jobs.looks import TEST, Look
 from jobs.prompts import PromptRow, load
 from jobs.prompts_as_run import require_prompts_as_run
 from jobs.query import connect
@@ -257,6 +257,7 @@ def _plan_with(
         num_prompts=len(rows),
         num_rows=added.num_rows,
         at=datetime.now(UTC).isoformat(timespec="seconds"),
+        test=TEST,
     )
     update = {
         "seeds": plan.seeds + seeds,

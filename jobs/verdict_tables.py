@@ -106,13 +106,17 @@ def verdict_notes(data: dict[str, Any]) -> Iterator[str]:
             "(`optrial settle`)."
         )
     for alarm in data["alarms"]:
-        yield (
-            f"Alarm: {alarm['configuration']} differs from itself in "
-            f"{_METRICS[alarm['metric']].label} (p {alarm['p']:.2g})."
-        )
+        yield alarm_text(alarm)
     for comparison in data["comparisons"]:
         for line in comparison["warnings"]:
             yield f"{comparison['configuration']}: {line}."
+
+
+def alarm_text(alarm: dict[str, Any]) -> str:
+    if alarm["reason"] is not None:
+        return f"Alarm: {alarm['configuration']}: {alarm['reason']}."
+    label = _METRICS[alarm["metric"]].label
+    return f"Alarm: {alarm['configuration']} differs from itself in {label} (p {alarm['p']:.2g})."
 
 
 def attribution_table(data: dict[str, Any]) -> Table | None:

@@ -10,8 +10,8 @@ family (Holm); the others are exploratory, and their rate of false discoveries i
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -21,7 +21,7 @@ from jobs.analysis.power import mde
 from jobs.analysis.swaps import NUM_SWAPS, fewest_clusters
 from jobs.comparison import Comparison, MetricEffect, main_effects
 from jobs.judgement import Judgement
-from jobs.looks import Look, Settled, Word, settled
+from jobs.looks import Look, Settled, Word, judged_anew, settled
 from jobs.withholding import alarms, length_ratio, trips_length_guard, why_withheld
 from jobs.wording import number_text, percent_text
 
@@ -47,6 +47,8 @@ class Verdict:
     """Why there is none, or why it is withheld."""
     look: int | None = None
     """The earlier look that decided it; None where this one did."""
+    judged_anew: Word | None = None
+    """What an earlier look had said of it by a test that is no longer trusted."""
 
     @property
     def is_open(self) -> bool:
@@ -66,11 +68,15 @@ def judge(
     comparisons: Sequence[Comparison],
     judgement: Judgement,
     looks: Sequence[Look] = (),
+    *,
+    copies: Mapping[str, str] | None = None,
+    unfinished: Mapping[str, str] | None = None,
 ) -> list[Judged]:
     """Verdicts of all comparisons, A/A pairs without any; one call, as the families span them.
 
     What an earlier look decided stays so: only what it left open is judged again, at this look's
-    share of α.
+    share of α. `copies` are configurations whose outputs are by declaration those of another, which
+    is tested for both; `unfinished` says why some have no verdict yet.
     """
     raised = alarms(comparisons)
     decided = settled(looks)
@@ -81,13 +87,18 @@ def judge(
             for index, comparison in enumerate(comparisons)
             if not comparison.is_duplicate
             for effect in main_effects(comparison)
-            if (effect.metric.name in judgement.primary) == (family == "primary")
+            if judgement.is_primary(effect.metric) == (family == "primary")
             if family != "primary" or (comparison.configuration, effect.metric.name) not in decided
         ]
         level = judgement.level(len(looks) + 1) if family == "primary" else judgement.alpha
-        withheld = [why_withheld(comparisons[index], effect, raised) for index, effect in found]
+        withheld = [
+            (unfinished or {}).get(comparisons[index].configuration)
+            or why_withheld(comparisons[index], effect, raised)
+            for index, effect in found
+        ]
+        stated = _Stated(judgement, family, level, copies or {})
         for (index, effect), verdict in zip(
-            found, _family(found, comparisons, withheld, family, judgement, level), strict=True
+            found, _family(found, comparisons, withheld, stated), strict=True
         ):
             verdicts[index, effect.metric.name] = verdict
     for index, comparison in enumerate(comparisons):
@@ -95,45 +106,98 @@ def judge(
             before = decided.get((comparison.configuration, effect.metric.name))
             if before is not None and not comparison.is_duplicate:
                 verdicts[index, effect.metric.name] = _kept(before, effect, judgement)
+    again = judged_anew(looks)
     return [
         Judged(
             comparison,
-            {metric: v for (place, metric), v in verdicts.items() if place == index},
+            {
+                metric: _marked(v, again.get((comparison.configuration, metric)))
+                for (place, metric), v in verdicts.items()
+                if place == index
+            },
             _warnings(comparison),
         )
         for index, comparison in enumerate(comparisons)
     ]
 
 
+def _marked(verdict: Verdict, before: Settled | None) -> Verdict:
+    if before is None or verdict.look is not None:
+        return verdict
+    return replace(verdict, judged_anew=before.word)
+
+
+class _Stated(NamedTuple):
+    """What a family is judged by."""
+
+    judgement: Judgement
+    family: Family
+    level: float
+    copies: Mapping[str, str]
+
+
 def _family(
     found: Sequence[tuple[int, MetricEffect]],
     comparisons: Sequence[Comparison],
     withheld: Sequence[str | None],
-    family: Family,
-    judgement: Judgement,
-    level: float,
+    stated: _Stated,
 ) -> list[Verdict]:
-    adjust = holm if family == "primary" else benjamini_hochberg
+    judgement, level = stated.judgement, stated.level
+    adjust = holm if stated.family == "primary" else benjamini_hochberg
     tested = [
         found[i][1] if reason is None and not found[i][1].effect.identical else None
         for i, reason in enumerate(withheld)
     ]
-    num_tests = sum(e is not None and e.effect.test is not None for e in tested)
+    first = _originals(found, tested, comparisons, stated.copies)
+    own = [each if first[i] == i else None for i, each in enumerate(tested)]
+    num_tests = sum(e is not None and e.effect.test is not None for e in own)
     num_swaps = swaps_for(level, num_tests)
-    p = adjust([None if e is None else _p(e.effect, num_swaps) for e in tested])
-    same = adjust([None if e is None else _tost(e, judgement, num_swaps) for e in tested])
-    apart = adjust([None if e is None else e.effect.interaction_p for e in tested])
+    p = adjust([None if e is None else _p(e.effect, num_swaps) for e in own])
+    same = adjust([None if e is None else _tost(e, judgement, num_swaps) for e in own])
+    apart = adjust([None if e is None else e.effect.interaction_p for e in own])
     return [
         _verdict(
             effect,
-            _Grounds(p[i], same[i], apart[i], withheld[i], trips_length_guard(comparisons[index])),
-            family,
+            _Grounds(
+                p[first[i]],
+                same[first[i]],
+                apart[first[i]],
+                withheld[i],
+                trips_length_guard(comparisons[index]),
+            ),
+            stated.family,
             judgement,
             level,
             num_tests,
         )
         for i, (index, effect) in enumerate(found)
     ]
+
+
+def _originals(
+    found: Sequence[tuple[int, MetricEffect]],
+    tested: Sequence[MetricEffect | None],
+    comparisons: Sequence[Comparison],
+    copies: Mapping[str, str],
+) -> list[int]:
+    """Of each test the place of the one that it repeats; its own where it is one itself.
+
+    A declared copy repeats what is of rows (not of time or memory), and only where every number of
+    the two effects is the same.
+    """
+    places = {
+        (comparisons[index].configuration, effect.metric.name): i
+        for i, (index, effect) in enumerate(found)
+    }
+    first = []
+    for i, (index, effect) in enumerate(found):
+        other = copies.get(comparisons[index].configuration, "")
+        place = places.get((other, effect.metric.name), i)
+        is_of_rows = not (effect.metric.is_timed or effect.metric.is_memory)
+        original = tested[place]
+        is_copy = is_of_rows and original is not None and original.effect == effect.effect
+        first.append(place if is_copy else i)
+    return first
 
 
 class _Grounds(NamedTuple):

@@ -25,11 +25,14 @@ LENGTH_GUARD = (0.9, 1.1)
 
 @dataclass(frozen=True)
 class Alarm:
-    """A difference between a configuration and itself that chance does not explain."""
+    """A difference between what should be the same that chance does not explain."""
 
     configuration: str
     metric: str
-    p: float
+    p: float | None
+    """Of a configuration run twice; None where not a single row may differ."""
+    reason: str | None = None
+    """What differs, where it is no p."""
 
 
 def alarms(comparisons: Sequence[Comparison]) -> list[Alarm]:
@@ -65,6 +68,8 @@ def why_withheld(
 ) -> str | None:
     """Why a metric gets no verdict here, whatever its numbers."""
     metric, rows = found.metric, comparison.rows
+    if metric.source == "failure":
+        return None
     if abs(rows.num_failed - rows.num_failed_reference) > FAILURE_MARGIN * rows.num_pairs:
         return (
             f"{rows.num_failed:,} of {rows.num_pairs:,} rows failed, and "

@@ -22,6 +22,9 @@ _BUILT_IN: Final[dict[str, Stage]] = {
     "vattention": "cache",
 }
 
+_EXACT: Final = frozenset({"vattention"})
+"""They only keep keys and values elsewhere: with and without them the same tokens come out."""
+
 
 def names() -> list[str]:
     """Every optimisation that can be named in a spec."""
@@ -37,3 +40,14 @@ def stage_of(name: str) -> Stage | None:
             stage: Stage = point.load().stage
             return stage
     return None
+
+
+def is_exact(name: str) -> bool:
+    """Whether an optimisation declares that it changes no output: then a row that differs is a
+    fault. False of one that is not installed here."""
+    if name in _BUILT_IN:
+        return name in _EXACT
+    for point in entry_points(group=GROUP):
+        if point.name == name:
+            return bool(getattr(point.load(), "is_exact", False))
+    return False

@@ -20,7 +20,7 @@ from jobs.comparison import Comparison, MetricEffect
 from jobs.findings import Findings, read_findings
 from jobs.judgement import Judgement
 from jobs.metrics import METRICS
-from jobs.pairing import TextComparison
+from jobs.row_pairs import TextComparison
 from jobs.query import connect
 from jobs.verdicts import Verdict, judge
 

@@ -141,6 +141,27 @@ class Effect:
         low, high = self.test.interval(confidence, num_swaps)
         return (low, high) if math.isfinite(low) and math.isfinite(high) else None
 
+    def of_totals(self) -> Effect:
+        """The effect on the sums over all data sets, in which each counts as much as it is."""
+        if self.test is None or len(self.test.sets) == 1:
+            return self
+        test = self.test.pooled()
+        on_scale = test.estimate()
+        estimate = math.expm1(on_scale) if test.is_log else on_scale
+        return replace(
+            self,
+            estimate=estimate,
+            log_estimate=on_scale,
+            test=test,
+            method=test.name,
+            p=test.p(),
+            low=None,
+            high=None,
+            by_set=None,
+            weights=None,
+            interaction_p=None,
+        )
+
     def bounded(self) -> Effect:
         """The same, but without what is too large to be written."""
         if self.estimate is not None and not math.isfinite(self.estimate):
@@ -194,6 +215,19 @@ def difference_effect(
         return pairs.identical()
     ones = np.ones_like(left)
     return replace(pairs, columns=[left, ones, right, ones]).tested(False, confidence)
+
+
+def share_effect(
+    a: Sequence[float], b: Sequence[float], sizes: Sequence[float], clusters: Clusters = None
+) -> Effect:
+    """(sum(b) - sum(a)) / sum(sizes), for counts out of so many rows: shares of rows.
+
+    p is exact where the counts allow: `jobs.analysis.signs`.
+    """
+    pairs = _pairs([a, sizes, b, sizes], clusters)
+    if np.array_equal(pairs.columns[0], pairs.columns[2]):
+        return pairs.identical()
+    return pairs.tested(False, 0.95)
 
 
 def mean_effect(
@@ -417,11 +451,24 @@ class _Pairs:
             few = f"{effect.num_clusters} units, and {fewest} are needed for an interval"
             reason = few if effect.num_clusters < fewest else ONE_HOLDS_ALL
             return replace(effect, reason=reason, method=NONE).bounded()
+        low, high = _agreeing(low, high, on_scale, test.p(), 1 - confidence)
         if is_log:
             with np.errstate(over="ignore"):
                 low, high = float(np.expm1(low)), float(np.expm1(high))
         # Rounding on the way to logarithms and back must not part an estimate from its interval.
         return replace(effect, low=min(low, estimate), high=max(high, estimate)).bounded()
+
+
+def _agreeing(
+    low: float, high: float, estimate: float, p: float, level: float
+) -> tuple[float, float]:
+    """An exact p, and bounds of swaps that are drawn, may part by the draw alone: p decides."""
+    if p <= level and low <= 0 <= high and estimate != 0:
+        least = math.nextafter(0.0, estimate)
+        return (least, high) if estimate > 0 else (low, least)
+    if p > level and not low <= 0 <= high:
+        return min(low, 0.0), max(high, 0.0)
+    return low, high
 
 
 def cluster_name(cluster: Hashable, stratum: str | None) -> str:

@@ -39,6 +39,7 @@ from scipy import special
 
 from jobs.analysis.ends import Search
 from jobs.analysis.intervals import Floats
+from jobs.analysis.signs import sign_p
 from jobs.analysis.swapped import ROUNDING, SetTotals, Theta, moments, set_totals, swapped_sums
 
 NUM_SWAPS = 4_999
@@ -102,7 +103,11 @@ class SwapTest:
         return math.fsum(w * e for w, e in zip(self.weights, self.estimates(), strict=True))
 
     def p(self, theta: float = 0.0, num_swaps: int = NUM_SWAPS) -> float:
-        """Two-sided p that the effect is θ."""
+        """Two-sided p that the effect is θ; exact of no difference between counts."""
+        if theta == 0 and self._is_plain and not self.is_log:
+            exact = sign_p(self.sets[0][2] - self.sets[0][0])
+            if exact is not None:
+                return exact
         if self._is_plain:
             lows, highs = _ends(self, num_swaps)
             is_extreme = (lows <= theta + ROUNDING) & (highs >= theta - ROUNDING)
@@ -212,6 +217,11 @@ class SwapTest:
         drawn = _heterogeneity(self._by_set(theta, _sums(self, num_swaps)))
         least = float(seen[0]) * (1 - ROUNDING)
         return (int((drawn >= least).sum()) + 1) / (len(drawn) + 1)
+
+    def pooled(self) -> SwapTest:
+        """Of all sets as one: what each counts is what it has of the totals."""
+        joined = sum(self.sets[1:], self.sets[0]) if self.is_joint else np.hstack(self.sets)
+        return SwapTest((joined,), (1.0,), self.is_log, self.is_joint)
 
     @property
     def _unswapped(self) -> list[Floats]:

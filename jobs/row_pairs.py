@@ -1,0 +1,120 @@
+"""How the rows of two configurations end: equal or not, failed, cut by the length budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import duckdb
+
+from jobs.metrics import column
+from jobs.pairing import ROW_METRICS, cluster_of
+
+
+@dataclass(frozen=True)
+class TextComparison:
+    """How many (dataset, prompt, seed) have another text; rows with an error are left out."""
+
+    differing: int
+    compared: int
+
+
+@dataclass(frozen=True)
+class RowComparison:
+    """How rows of equal (dataset, prompt, seed) end: what may be called equal, and what failed."""
+
+    num_pairs: int = 0
+    num_failed: int = 0
+    """Of the configuration."""
+    num_failed_reference: int = 0
+    num_failed_apart: int = 0
+    """Rows that failed on one side only."""
+    num_empty_sets: int = 0
+    """Data sets without a single pair that both sides completed."""
+    num_cut: int = 0
+    """Completions that the length budget ended; of the configuration."""
+    num_cut_reference: int = 0
+    num_cut_apart: int = 0
+    """Completed pairs of other texts that the budget cut on either side."""
+    unequal: Mapping[str, int] = field(default_factory=dict)
+    """Metric -> completed pairs that are not equal in it; counts that the length budget decided are
+    equal only where texts are."""
+
+
+def compare_rows(
+    connection: duckdb.DuckDBPyConnection, configuration: str, reference: str
+) -> tuple[TextComparison, RowComparison]:
+    """In an A/A pair, and for an optimisation that is meant to be exact, nothing should differ."""
+    done = "o.error IS NULL AND r.error IS NULL"
+    other_text = "o.completion_text IS DISTINCT FROM r.completion_text"
+    by_budget = "(o.finish_reason = 'length' OR r.finish_reason = 'length')"
+    unequal = ", ".join(
+        f"count(*) FILTER ({done} AND ({column(m, 'o')} IS DISTINCT FROM {column(m, 'r')}"
+        + ("))" if m == "prompt_tokens" else f" OR ({other_text} AND {by_budget})))")
+        for m in ROW_METRICS
+    )
+    row = connection.execute(
+        f"""
+        SELECT count(*) FILTER ({done} AND {other_text}), count(*) FILTER ({done}), count(*),
+            count(*) FILTER (o.error IS NOT NULL), count(*) FILTER (r.error IS NOT NULL),
+            count(*) FILTER ((o.error IS NULL) <> (r.error IS NULL)),
+            count(DISTINCT o.dataset) - count(DISTINCT o.dataset) FILTER ({done}),
+            count(*) FILTER ({done} AND o.finish_reason = 'length'),
+            count(*) FILTER ({done} AND r.finish_reason = 'length'),
+            count(*) FILTER ({done} AND {other_text} AND {by_budget}), {unequal}
+        FROM generations o JOIN generations r USING (dataset, prompt_id, seed)
+        WHERE o.configuration = ? AND r.configuration = ?
+        """,
+        [configuration, reference],
+    ).fetchone()
+    assert row is not None  # An aggregate without GROUP BY always has one row.
+    counts = dict(zip(ROW_METRICS, row[10:], strict=True))
+    texts, (pairs, failed, failed_reference, apart, empty, cut, cut_reference, cut_apart) = (
+        TextComparison(*row[:2]),
+        row[2:10],
+    )
+    return texts, RowComparison(
+        num_pairs=pairs,
+        num_failed=failed,
+        num_failed_reference=failed_reference,
+        num_failed_apart=apart,
+        num_empty_sets=empty,
+        num_cut=cut,
+        num_cut_reference=cut_reference,
+        num_cut_apart=cut_apart,
+        unequal=counts,
+    )
+
+
+@dataclass(frozen=True)
+class PairedFailures:
+    """One entry per (dataset, prompt): how many of its pairs of rows failed on each side."""
+
+    clusters: list[tuple[str, str]]
+    failed: tuple[list[float], list[float]]
+    """(reference, configuration)."""
+    num_pairs: list[float]
+
+
+def paired_failures(
+    connection: duckdb.DuckDBPyConnection, configuration: str, reference: str
+) -> PairedFailures:
+    """Over all rows that both sides have, whether they completed or not."""
+    rows = connection.execute(
+        """
+        WITH groups AS (
+            SELECT dataset, prompt_id, any_value(cluster) AS cluster FROM prompts GROUP BY ALL)
+        SELECT o.dataset, o.prompt_id, any_value(groups.cluster),
+            count(r.error), count(o.error), count(*)
+        FROM generations o JOIN generations r USING (dataset, prompt_id, seed)
+        LEFT JOIN groups ON groups.dataset = o.dataset AND groups.prompt_id = o.prompt_id
+        WHERE o.configuration = ? AND r.configuration = ?
+        GROUP BY o.dataset, o.prompt_id ORDER BY o.dataset, o.prompt_id
+        """,
+        [configuration, reference],
+    ).fetchall()
+    return PairedFailures(
+        clusters=[cluster_of(row[0], row[1], row[2]) for row in rows],
+        failed=([float(row[3]) for row in rows], [float(row[4]) for row in rows]),
+        num_pairs=[float(row[5]) for row in rows],
+    )
