@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import duckdb
 import numpy as np
 
+from cluster.plan import origin
 from jobs.analysis.intervals import Floats
 from jobs.metrics import Metric, column
 from jobs.pairing import ROUNDS, cluster_of, in_leases
@@ -24,6 +25,9 @@ class Aligned:
     totals: dict[str, Floats]
     """Configuration -> (quantities, clusters): (sum, units), or (amount, below) of a rate."""
     clusters: list[Hashable]
+    by_set: dict[str, Floats]
+    """Configuration -> (quantities, data sets, clusters): what each data set has of it."""
+    sets: list[str]
 
 
 def aligned(
@@ -33,13 +37,16 @@ def aligned(
     leases = in_leases(connection)
     rows = connection.execute(_query(metric, leases), {"names": list(configurations)}).fetchall()
     places: dict[Hashable, int] = {}
+    sets: dict[str, int] = {}
     for dataset, unit, cluster, shard, *_ in rows:
         places.setdefault(_cluster(metric, leases, dataset, unit, cluster, shard), len(places))
-    totals = {name: np.zeros((2, len(places))) for name in configurations}
+        sets.setdefault(origin(dataset), len(sets))
+    by_set = {name: np.zeros((2, len(sets), len(places))) for name in configurations}
     for dataset, unit, cluster, shard, name, above, below in rows:
         place = places[_cluster(metric, leases, dataset, unit, cluster, shard)]
-        totals[name][:, place] += (above, below)
-    return Aligned(totals, list(places))
+        by_set[name][:, sets[origin(dataset)], place] += (above, below)
+    totals = {name: each.sum(axis=1) for name, each in by_set.items()}
+    return Aligned(totals, list(places), by_set, list(sets))
 
 
 def _cluster(

@@ -8,8 +8,9 @@ a combination is missing, it is named and nothing is estimated.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 
 import duckdb
@@ -136,11 +137,15 @@ def attributions(
     num_contrasts = 2 ** len(design.factors) - 1
     confidence = 1 - judgement.alpha / (num_contrasts * len(judgement.primary))
     wanted = [m for m in METRICS if m.name in names and m.source != "failure"]
-    return [_attribution(connection, design, m, confidence) for m in wanted]
+    return [_attribution(connection, design, m, confidence, judgement.weights) for m in wanted]
 
 
 def _attribution(
-    connection: duckdb.DuckDBPyConnection, design: Design, metric: Metric, confidence: float
+    connection: duckdb.DuckDBPyConnection,
+    design: Design,
+    metric: Metric,
+    confidence: float,
+    weights: Mapping[str, float],
 ) -> Attribution:
     found = aligned(connection, metric, list(design.cells.values()))
     size = len(found.clusters)
@@ -154,10 +159,11 @@ def _attribution(
     few = _too_few_shards(metric, found.clusters)
     if few is not None:
         return Attribution(metric, (), (), size, few)
-    totals = {on: found.totals[name] for on, name in design.cells.items()}
+    totals = {on: found.by_set[name].reshape(-1, size) for on, name in design.cells.items()}
     if metric.is_relative and any((each.sum(axis=1) <= 0).any() for each in totals.values()):
         return Attribution(metric, (), (), size, "a total is zero")
-    statistic = log_mean if metric.is_relative else plain_mean
+    counted = np.array([weights.get(name, 1.0) for name in found.sets])
+    statistic = partial(log_mean if metric.is_relative else plain_mean, counted / counted.sum())
     factors = list(design.factors)
     return Attribution(
         metric,
@@ -176,10 +182,13 @@ def _too_few_shards(metric: Metric, clusters: Sequence[Hashable]) -> str | None:
     return f"{few[0]} has fewer than {MIN_SHARDS} shards" if few else None
 
 
-def log_mean(totals: Floats) -> Floats:
-    """log of (sum of amounts / sum of what they are divided by); totals are (above, below)."""
-    return np.asarray(np.log(totals[0]) - np.log(totals[1]), dtype=np.float64)
+def log_mean(weights: Floats, totals: Floats) -> Floats:
+    """Weighted mean over data sets of log(amounts / what they are divided by), as comparisons have
+    it; totals are each data set's amounts, then what divides them."""
+    above, below = np.split(totals, 2)
+    return np.asarray(weights @ (np.log(above) - np.log(below)), dtype=np.float64)
 
 
-def plain_mean(totals: Floats) -> Floats:
-    return np.asarray(totals[0] / totals[1], dtype=np.float64)
+def plain_mean(weights: Floats, totals: Floats) -> Floats:
+    above, below = np.split(totals, 2)
+    return np.asarray(weights @ (above / below), dtype=np.float64)

@@ -26,8 +26,8 @@ def dominance_notes(found: Findings) -> Iterator[str]:
                 continue
             text = (
                 f"{comparison.configuration}: {effect.effect.largest} alone has "
-                f"{share * 100:.0f} % of a total of {effect.metric.label.removeprefix('· ')}, so "
-                f"the change {change_of(effect.metric, effect.effect.estimate)} is mostly its own"
+                f"{share * 100:.0f} % of its {effect.metric.label.removeprefix('· ')}, and weighs "
+                f"as much in the change of {change_of(effect.metric, effect.effect.estimate)}"
             )
             typical = _geometric(comparison.effects, effect)
             yield f"{text}; {typical}." if typical else f"{text}."

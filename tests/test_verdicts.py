@@ -20,8 +20,8 @@ from jobs.comparison import Comparison, MetricEffect
 from jobs.findings import Findings, read_findings
 from jobs.judgement import Judgement
 from jobs.metrics import METRICS
-from jobs.row_pairs import TextComparison
 from jobs.query import connect
+from jobs.row_pairs import TextComparison
 from jobs.verdicts import Verdict, judge
 
 
@@ -336,6 +336,8 @@ def test_failures_of_one_side_withhold(tmp_path: Path, num: int) -> None:
     rows = found.comparison.rows
     assert (rows.num_pairs, rows.num_failed, rows.num_failed_reference) == (144, num, 0)
     words = {name: v.word for name, v in found.verdicts.items()}
+    own = words.pop("failed_share")
+    assert own == ("worse" if num == 12 else "equivalent"), "failures are an endpoint themselves"
     assert words["completion_tokens"] == "withheld", "it was exactly equal where both completed"
     assert "failed" in (found.verdicts["completion_tokens"].reason or "")
     assert (set(words.values()) == {"withheld"}) == (num == 12)
