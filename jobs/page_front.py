@@ -17,14 +17,17 @@ QUALITY = "bits_per_byte"
 OBJECTIVES = (QUALITY, "e2e_s_per_byte", "kv_committed_peak_bytes")
 """All of them are better where they are lower."""
 
-_Units = dict[tuple[str, int], float]
+_NONE = (math.nan, math.nan)
+_Units = dict[tuple[str, int], tuple[float, float]]
+"""(dataset, shard) -> the objective's amount there, and what it is divided by."""
 
 
 def front(connection: duckdb.DuckDBPyConnection, plan: Plan) -> dict[str, Any]:
     """Points and probabilities over the (dataset, shard) that all configurations completed.
 
     An objective without units is left out; repeats of an A/A pair are no rivals, so they are too.
-    `points`: configuration, the objectives' means over units (bits, seconds and bytes),
+    `points`: configuration, the objectives over all units (bits, seconds and bytes; a ratio is the
+    ratio of totals, as everywhere),
     `probability` of being on the front (None without units), and `is_on_front` by the means.
     `reason` says why there are no points.
     """
@@ -37,12 +40,13 @@ def front(connection: duckdb.DuckDBPyConnection, plan: Plan) -> dict[str, Any]:
         return {"objectives": [], "num_units": 0, "points": [], "reason": reason}
     values = {
         configuration: np.array(
-            [[found[o][configuration].get(p, np.nan) for p in places] for o in objectives]
-        )
+            [[found[o][configuration].get(p, _NONE) for p in places] for o in objectives]
+        ).transpose(0, 2, 1)
         for configuration in names
     }
     probabilities = front_probabilities(values, seed=0)
-    means = np.stack([np.nanmean(each, axis=1) for each in values.values()])
+    totals = np.stack([np.nansum(each, axis=2) for each in values.values()])
+    means = totals[:, :, 0] / totals[:, :, 1]
     on_front = ~dominated(means[:, :, None])[:, 0]
     return {
         "objectives": objectives,
@@ -63,7 +67,7 @@ def front(connection: duckdb.DuckDBPyConnection, plan: Plan) -> dict[str, Any]:
 def _units(
     connection: duckdb.DuckDBPyConnection, objective: str, names: list[str]
 ) -> dict[str, _Units]:
-    """Configuration -> (dataset, shard) -> the objective's value there."""
+    """Of each configuration."""
     if objective == QUALITY:
         return _quality(connection, names)
     metric = next(m for m in METRICS if m.name == objective)
@@ -71,7 +75,7 @@ def _units(
     places: list[Any] = totals.clusters
     return {
         name: {
-            place: float(above / below)
+            place: (float(above), float(below))
             for place, above, below in zip(places, *totals.totals[name], strict=True)
             if below > 0 and math.isfinite(above / below)
         }
@@ -80,7 +84,7 @@ def _units(
 
 
 def _quality(connection: duckdb.DuckDBPyConnection, names: list[str]) -> dict[str, _Units]:
-    """Mean bits per byte of a shard's targets that all configurations have."""
+    """Bits per byte of a shard's targets that all configurations have, and how many these are."""
     rows = connection.execute(
         """
         WITH used AS (
@@ -89,12 +93,13 @@ def _quality(connection: duckdb.DuckDBPyConnection, names: list[str]) -> dict[st
                 AND error IS NULL AND isfinite(nats) AND num_bytes > 0),
         whole AS (SELECT dataset, prompt_id FROM used GROUP BY ALL
             HAVING count(DISTINCT configuration) = len($names))
-        SELECT configuration, dataset, shard, avg(bits) FROM used JOIN whole
+        SELECT configuration, dataset, shard, sum(bits), count(*)
+        FROM used JOIN whole
             USING (dataset, prompt_id) GROUP BY ALL ORDER BY ALL
         """,
         {"names": names},
     ).fetchall()
     found: dict[str, _Units] = {name: {} for name in names}
-    for configuration, dataset, shard, bits in rows:
-        found[configuration][dataset, shard] = bits
+    for configuration, dataset, shard, bits, num_targets in rows:
+        found[configuration][dataset, shard] = (bits, num_targets)
     return found

@@ -13,6 +13,8 @@ NUM_BINS = 200
 _DONE = "generations WHERE error IS NULL"
 _WARM = f"{_DONE} AND NOT coalesce(warmup, false)"
 _CELLS = "cells WHERE kind = 'generations'"
+# Where a ratio is a row's value, its mean is the ratio of totals, as everywhere.
+_MEANS = {"e2e_s_per_byte": "sum(e2e_s) / nullif(sum(completion_bytes), 0)"}
 _DISTRIBUTIONS = {
     "prompt_tokens": ("prompt_tokens", _DONE),
     "completion_tokens": ("completion_tokens", _DONE),
@@ -35,7 +37,7 @@ def distributions(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, 
             configuration: {"n": size, "mean": mean, "quantiles": quantiles}
             for configuration, size, mean, quantiles in connection.execute(
                 f"""
-                SELECT configuration, count({value}), avg({value}),
+                SELECT configuration, count({value}), {_MEANS.get(name, f"avg({value})")},
                     quantile_cont(CAST({value} AS DOUBLE), {list(POINTS)})
                 FROM {source} GROUP BY configuration
                 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -209,6 +210,21 @@ def test_shapley_is_the_mean_over_all_orders() -> None:
     assert found == pytest.approx({"left": 2 / 3, "right": 1 / 6, "other right": 1 / 6})
 
 
+def front_of(values: dict[str, Any], seed: int = 0) -> dict[str, float]:
+    """Of plain means: every unit counts one."""
+    return front_probabilities(
+        {name: np.stack([each, np.ones_like(each)], axis=1) for name, each in values.items()},
+        seed,
+    )
+
+
+def test_a_ratio_is_that_of_totals() -> None:
+    """By means of ratios `even` would win: 1 against 1.51."""
+    even = np.stack([np.full(40, 2.0), np.full(40, 2.0)])
+    odd = np.stack([np.tile([3.0, 2.0], 20), np.tile([1.0, 100.0], 20)])
+    assert front_probabilities({"even": even[None], "odd": odd[None]}) == {"even": 0, "odd": 1}
+
+
 def test_a_clear_front() -> None:
     rng = np.random.default_rng(3)
     noise = rng.normal(0, 0.01, (4, 2, 50))
@@ -216,14 +232,12 @@ def test_a_clear_front() -> None:
     values = {
         name: np.array(point)[:, None] + noise[i] for i, (name, point) in enumerate(points.items())
     }
-    assert front_probabilities(values) == {"fast": 1, "small": 1, "middle": 1, "bad": 0}
+    assert front_of(values) == {"fast": 1, "small": 1, "middle": 1, "bad": 0}
 
 
 def test_configurations_that_are_equal_are_on_the_front_together() -> None:
     one = np.random.default_rng(4).lognormal(size=(3, 40))
-    found = front_probabilities(
-        {"a": one, "b": one.copy(), "worse": one + np.array([[0], [0], [0.1]])}
-    )
+    found = front_of({"a": one, "b": one.copy(), "worse": one + np.array([[0], [0], [0.1]])})
     assert found == {"a": 1, "b": 1, "worse": 0}
 
 
@@ -231,7 +245,7 @@ def test_one_objective_without_a_difference_is_even() -> None:
     """With one objective, the front is the best: the bootstrap probability of a mean below 0."""
     d = np.random.default_rng(5).normal(0, 1, 200)
     d += 0.5 * d.std() / math.sqrt(200) - d.mean()
-    found = front_probabilities({"a": np.zeros((1, 200)), "b": d[None]})
+    found = front_of({"a": np.zeros((1, 200)), "b": d[None]})
     assert found["a"] == pytest.approx(stats.norm.cdf(0.5), abs=0.05)
     assert found["a"] + found["b"] == pytest.approx(1)
 
@@ -239,7 +253,7 @@ def test_one_objective_without_a_difference_is_even() -> None:
 def test_units_are_resampled_together() -> None:
     """A small steady gain is sure although units differ far more than the gain."""
     units = np.random.default_rng(6).lognormal(0, 2, 60)
-    found = front_probabilities({"slow": units[None], "quick": 0.99 * units[None]})
+    found = front_of({"slow": units[None], "quick": 0.99 * units[None]})
     assert found == {"slow": 0, "quick": 1}
 
 
@@ -247,17 +261,17 @@ def test_units_that_an_objective_lacks_are_left_out_of_its_mean() -> None:
     one, other = np.ones((2, 30)), np.ones((2, 30))
     one[1, :20], other[1, :20] = math.nan, math.nan
     other[1, 20:] = 2
-    assert front_probabilities({"a": one, "b": other}) == {"a": 1, "b": 0}
+    assert front_of({"a": one, "b": other}) == {"a": 1, "b": 0}
     other[1] = math.nan
     with pytest.raises(ValueError, match="needs units"):
-        front_probabilities({"a": one, "b": other})
+        front_of({"a": one, "b": other})
     assert front_probabilities({}) == {}
 
 
 def test_the_front_is_repeatable() -> None:
     values = dict(zip("abc", np.random.default_rng(7).normal(size=(3, 2, 20)), strict=True))
-    assert front_probabilities(values, seed=1) == front_probabilities(values, seed=1)
-    assert front_probabilities(values, seed=1) != front_probabilities(values, seed=2)
+    assert front_of(values, seed=1) == front_of(values, seed=1)
+    assert front_of(values, seed=1) != front_of(values, seed=2)
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=6))

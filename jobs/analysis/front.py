@@ -20,8 +20,9 @@ def front_probabilities(
 ) -> dict[str, float]:
     """Configuration -> the fraction of resamples in which no other dominates it.
 
-    `values` are (objectives, units), lower being better, with the same units (clusters) in the same
-    order everywhere; NaN is a unit that an objective lacks. An objective is the mean of its units.
+    `values` are (objectives, 2, units): amounts, lower being better, and what they are divided by,
+    with the same units (clusters) in the same order everywhere; NaN is a unit that an objective
+    lacks. An objective is the total of its amounts over that of what divides them.
     Units are resampled with replacement, the same for all configurations. One dominates another by
     being no worse in every objective and better in one, so equal configurations are on the front
     together. Resamples that leave an objective without units are not counted. Raises ValueError
@@ -30,19 +31,21 @@ def front_probabilities(
     if not values:
         return {}
     stack = np.stack([np.asarray(each, dtype=np.float64) for each in values.values()])
-    present = np.isfinite(stack)
-    if stack.ndim != 3 or not present.any(axis=2).all():
+    if stack.ndim != 4:
+        raise ValueError("expected (objectives, 2, units)")
+    present = np.isfinite(stack[:, :, 0]) & np.isfinite(stack[:, :, 1])
+    if not present.any(axis=2).all():
         raise ValueError("every configuration needs units in every objective")
-    filled = np.where(present, stack, 0.0)
+    above, below = (np.where(present, stack[:, :, i], 0.0) for i in range(2))
     rng = np.random.default_rng(seed)
-    num_units = stack.shape[2]
+    num_units = stack.shape[3]
     on_front, num_counted = np.zeros(len(stack)), 0
     for start in range(0, num_resamples, _BATCH):
         size = min(_BATCH, num_resamples - start)
         counts = rng.multinomial(num_units, np.full(num_units, 1 / num_units), size)
         weights = counts.T.astype(np.float64)
         with np.errstate(invalid="ignore"):
-            means = (filled @ weights) / (present @ weights)
+            means = (above @ weights) / (below @ weights)
         means = means[:, :, np.isfinite(means).all(axis=(0, 1))]
         on_front += (~dominated(means)).sum(axis=1)
         num_counted += means.shape[2]
