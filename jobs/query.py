@@ -8,30 +8,58 @@ that has committed nothing has empty views.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import duckdb
 import pyarrow as pa
-import pyarrow.csv as csv
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from cluster.results import Results
 from cluster.storage import LocalStore, ObjectStore
+from jobs.query_formats import FORMATS, Answer
 from jobs.views import connect, escaped, open_views, quoted
+from jobs.wording import plural
 from optim.errors import InputError
 
 __all__ = ["connect", "lock", "print_sql", "run_sql"]
 
 
 def run_sql(results: Results, sql: str) -> pa.Table:
-    """The rows that one SELECT over the views gives.
+    """The rows that one SELECT over the views gives; of columns with one name, the later ones are
+    `name_1`, `name_2`, and so on.
 
     Nothing else can be done with it: only a single SELECT (also WITH, FROM, DESCRIBE, SUMMARIZE) is
     run, by a connection that may open the files of its views and no others, and cannot be unlocked.
     """
+    with _answered(results, sql) as answer:
+        return answer.arrow()
+
+
+def print_sql(results: Results, sql: str, output_format: str, console: Console) -> None:
+    """Print what `run_sql` gives, as a `table` for people, as `csv`, or as `jsonl`."""
+    if output_format not in FORMATS:
+        raise InputError(
+            f"there is no format {output_format!r}",
+            field="--format",
+            mend="Use table, csv or jsonl",
+        )
+    with _answered(results, sql) as answer:
+        if output_format == "csv":
+            console.file.write(answer.csv().decode())
+        elif output_format == "jsonl":
+            lines, num_lost = answer.lines()
+            console.file.writelines(line + "\n" for line in lines)
+            if num_lost:
+                said = f"{plural(num_lost, 'number')} infinite or undefined: null, as JSON has none"
+                print(said, file=sys.stderr)
+        else:
+            console.print(answer.table())
+
+
+@contextmanager
+def _answered(results: Results, sql: str) -> Iterator[Answer]:
     connection, files = open_views(results)
     try:
         lock(connection, results.store, files)
@@ -40,46 +68,11 @@ def run_sql(results: Results, sql: str) -> pa.Table:
             raise InputError(
                 "only one SELECT is answered, and results are never changed", field="SQL"
             )
-        return connection.sql(statements[0].query).to_arrow_table()
+        yield Answer(connection, statements[0].query)
     except duckdb.Error as error:
         raise InputError(str(error).strip(), field="SQL") from error
     finally:
         connection.close()
-
-
-def print_sql(results: Results, sql: str, output_format: str, console: Console) -> None:
-    """Print what `run_sql` gives, as a `table` for people, as `csv`, or as `jsonl`."""
-    if output_format not in ("table", "csv", "jsonl"):
-        raise InputError(
-            f"there is no format {output_format!r}",
-            field="--format",
-            mend="Use table, csv or jsonl",
-        )
-    found = run_sql(results, sql)
-    if output_format == "csv":
-        lists = [pa.types.is_nested(kind) for kind in found.schema.types]
-        columns = [
-            pa.array([None if v is None else json.dumps(v, default=str) for v in c.to_pylist()])
-            if is_list
-            else c
-            for c, is_list in zip(found.columns, lists, strict=True)
-        ]
-        sink = pa.BufferOutputStream()
-        csv.write_csv(pa.table(columns, names=found.column_names), sink)
-        console.file.write(sink.getvalue().to_pybytes().decode())
-        return
-    if output_format == "jsonl":
-        for row in found.to_pylist():
-            console.file.write(json.dumps(row, default=str, ensure_ascii=False) + "\n")
-        return
-    table = Table()
-    for field in found.schema:
-        is_number = pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
-        table.add_column(Text(field.name), justify="right" if is_number else "left")
-    for row in found.to_pylist():
-        # As Text, so that brackets in completions are not read as markup.
-        table.add_row(*(Text("" if value is None else str(value)) for value in row.values()))
-    console.print(table)
 
 
 def lock(

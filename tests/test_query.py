@@ -141,7 +141,7 @@ def test_object_store() -> None:
     [
         ("csv", '"a","b"\n1,"[""x""]"\n'),
         ("jsonl", '{"a": 1, "b": ["x"]}\n'),
-        ("table", "['x']"),
+        ("table", '["x"]'),
     ],
 )
 def test_formats(results: Results, output_format: str, expected: str) -> None:
