@@ -130,20 +130,54 @@ def choice_texts(name: str | None, values: Mapping[str, Any]) -> list[str] | Non
     return [_sound(name, text) for text in value]
 
 
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+
+
 def chat(name: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row's messages, each with a role and a content that are texts."""
+    """A row's messages, each with a role that is known and a content that is text.
+
+    A content that is a list of text parts is their texts, one below the other, as servers with an
+    OpenAI interface take it for models of text.
+    """
     value = values[name]
     if not isinstance(value, list) or not value:
         raise RowError(f"`{name}` is no list of messages but {_shown(value)}")
+    found = []
     for number, message in enumerate(value, start=1):
+        place = f"message {number} of `{name}`"
         if not isinstance(message, Mapping):
-            raise RowError(f"message {number} of `{name}` is no mapping but {_shown(message)}")
-        for key in ("role", "content"):
-            text = message.get(key)
-            if not isinstance(text, str):
-                raise RowError(f"message {number} of `{name}`: `{key}` is no text: {_shown(text)}")
-            _sound(f"{name}` message {number} `{key}", text)
-    return [dict(message) for message in value]
+            raise RowError(f"{place} is no mapping but {_shown(message)}")
+        found.append({**message, **_role_and_content(message, place)})
+    return found
+
+
+def _role_and_content(message: Mapping[str, Any], place: str) -> dict[str, str]:
+    if "role" not in message and {"from", "value"} <= set(message):
+        raise RowError(
+            f"{place} has `from` and `value` instead of `role` and `content`: rename them, and "
+            "`human` to `user`, `gpt` to `assistant`"
+        )
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str):
+        raise RowError(f"{place}: `role` is no text: {_shown(role)}")
+    if role not in ROLES:
+        raise RowError(f"{place}: there is no role {role!r}. There are: {', '.join(ROLES)}")
+    if isinstance(content, list):
+        content = "\n".join(_part(part, place) for part in content)
+    if not isinstance(content, str):
+        raise RowError(f"{place}: `content` is no text: {_shown(content)}")
+    return {"role": role, "content": _sound(f"{place}: content", content)}
+
+
+def _part(part: object, place: str) -> str:
+    if isinstance(part, str):
+        return part
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    text = part.get("text") if isinstance(part, Mapping) else None
+    if kind in ("text", "input_text", None) and isinstance(text, str):
+        return text
+    shown = f"a part of type {kind!r}" if kind is not None else _shown(part)
+    raise RowError(f"{place}: `content` has {shown}, and only text can be run")
 
 
 def row_id(name: str | None, values: Mapping[str, Any]) -> str | None:
@@ -151,6 +185,8 @@ def row_id(name: str | None, values: Mapping[str, Any]) -> str | None:
     value = None if name is None else values.get(name)
     if value is None or value == "" or name is None:
         return None
+    if isinstance(value, float) and math.isnan(value):
+        return None  # as tables that passed through pandas have what is missing
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise RowError(f"`{name}` is neither a text nor a whole number but {_shown(value)}")
     return _sound(name, str(value))

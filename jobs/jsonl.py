@@ -38,7 +38,9 @@ def read_lines(lines: Iterable[bytes]) -> Iterator[Record]:
 
 def _record(number: int, line: bytes) -> Record:
     try:
-        value = json.loads(line.decode("utf-8"))
+        value = json.loads(line.decode("utf-8"), object_pairs_hook=_unique_keys)
+    except _DuplicateKeyError as error:
+        return _bad(number, str(error))
     except UnicodeDecodeError as error:
         return _bad(number, f"not UTF-8 (byte {error.start + 1}: {error.reason})")
     except json.JSONDecodeError as error:
@@ -51,6 +53,19 @@ def _record(number: int, line: bytes) -> Record:
     if not isinstance(value, dict):
         return _bad(number, f"expected a JSON object, got {describe(value)}")
     return Record("line", number, value)
+
+
+class _DuplicateKeyError(Exception):
+    pass
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Which of two values of one key is meant, nobody can say."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _DuplicateKeyError(f"the key `{next(k for k in keys if keys.count(k) > 1)}` is twice")
+    return found
 
 
 def _bad(number: int, problem: str) -> Record:

@@ -27,7 +27,7 @@ from jobs.columns import (
     row_id,
 )
 from jobs.jsonl import Record
-from jobs.sources import opened
+from jobs.sources import Source, opened
 from jobs.spec import DatasetSpec
 from optim.errors import InputError
 
@@ -70,15 +70,35 @@ def load(dataset: DatasetSpec, tokenizer: Callable[[], PreTrainedTokenizerBase])
     """
     with opened(dataset) as source:
         columns = choose(dataset, source.columns())
-        drafts: Iterable[_Draft] = _drafts(dataset, columns, source.records(columns.names()))
-        if dataset.limit is not None:
-            drafts = _draw(drafts, dataset.limit, dataset.sample_seed)
-        chats = _Chats(tokenizer)
+        chats = _Chats(tokenizer, continues=dataset.continue_final_message)
+        try:
+            drafts = list(_drawn(dataset, columns, source, _Ids()))
+        except _TakenIdError:
+            # A row's own id was made up for a faulty one before it: its own has precedence.
+            names = [columns.id] if columns.id is not None else []
+            there = (_own_id(columns, record) for record in source.records(names))
+            reserved = frozenset(each for each in there if each is not None)
+            drafts = list(_drawn(dataset, columns, source, _Ids(reserved)))
         return [replace(chats.render(draft), row=number) for number, draft in enumerate(drafts)]
 
 
-def _drafts(dataset: DatasetSpec, columns: Columns, records: Iterable[Record]) -> Iterator[_Draft]:
-    ids = _Ids()
+def _own_id(columns: Columns, record: Record) -> str | None:
+    try:
+        return None if record.values is None else row_id(columns.id, record.values)
+    except RowError:
+        return None
+
+
+def _drawn(dataset: DatasetSpec, columns: Columns, source: Source, ids: _Ids) -> Iterable[_Draft]:
+    drafts = _drafts(dataset, columns, source.records(columns.names()), ids)
+    if dataset.limit is None:
+        return drafts
+    return _draw(drafts, dataset.limit, dataset.sample_seed)
+
+
+def _drafts(
+    dataset: DatasetSpec, columns: Columns, records: Iterable[Record], ids: _Ids
+) -> Iterator[_Draft]:
     for order, record in enumerate(records):
         user_id: str | None = None
         empty = PromptRow(dataset=dataset.name, row=0, prompt_id="")
@@ -88,7 +108,7 @@ def _drafts(dataset: DatasetSpec, columns: Columns, records: Iterable[Record]) -
                 raise RowError((record.error or "").removeprefix(f"{record.place}: "))
             user_id = row_id(columns.id, record.values)
             require_present(columns, record.values)
-            row, messages, content = _content(empty, columns, record.values)
+            row, messages, content = _content(empty, columns, record.values, dataset)
             if user_id is None:
                 prompt_id = ids.of_content(content, row.is_chat, record.place)
             else:
@@ -107,15 +127,23 @@ def _at(record: Record, error: Exception) -> str:
 
 
 def _content(
-    row: PromptRow, columns: Columns, values: Mapping[str, Any]
+    row: PromptRow, columns: Columns, values: Mapping[str, Any], dataset: DatasetSpec
 ) -> tuple[PromptRow, list[dict[str, Any]] | None, str]:
     """The row's fields, its chat where it is one, and what its id is a hash of."""
     messages = None
     if columns.prompt is not None:
         content = prompt_text(columns.prompt, values)
         row = replace(row, prompt=content)
+        if dataset.chat:
+            messages = [{"role": "user", "content": content}]
+            row = replace(row, prompt=None, is_chat=True)
     else:
         messages = chat(str(columns.messages), values)
+        if messages[-1]["role"] == "assistant" and not dataset.continue_final_message:
+            raise RowError(
+                "the last message is the assistant's, so there is nothing to answer: leave it out, "
+                "or have it continued by `continue_final_message: true`"
+            )
         # The messages, not their rendering: ids and draws are the same for every model.
         content = json.dumps(messages, sort_keys=True, ensure_ascii=False, default=str)
         row = replace(row, is_chat=True)
@@ -134,10 +162,19 @@ class _DuplicateIdError(Exception):
         self.made_up = made_up
 
 
-class _Ids:
-    """Hands out ids that are unique within a dataset, the same ones on every reading."""
+class _TakenIdError(Exception):
+    """A row's own id was given to a faulty row that came before it."""
 
-    def __init__(self) -> None:
+
+class _Ids:
+    """Hands out ids that are unique within a dataset, the same ones on every reading.
+
+    `reserved` are ids that rows of their own have, and that none is made up of.
+    """
+
+    def __init__(self, reserved: frozenset[str] = frozenset()) -> None:
+        self._reserved = reserved
+        self._made_up: set[str] = set()
         self._places: dict[str, str] = {}
         """Id -> the row that has it."""
         self._counts: dict[str, int] = {}
@@ -147,7 +184,10 @@ class _Ids:
         """The user's id; _DuplicateIdError where another row has it."""
         first = self._places.get(wanted)
         if first is None:
-            return self._take(wanted, place)
+            self._places[wanted] = place
+            return wanted
+        if wanted in self._made_up:
+            raise _TakenIdError
         problem = f"the id {json.dumps(wanted)} is taken by {first}"
         raise _DuplicateIdError(problem, self._take(wanted, place))
 
@@ -165,11 +205,12 @@ class _Ids:
 
     def _take(self, wanted: str, place: str) -> str:
         free, count = wanted, self._counts.get(wanted, 1)
-        while free in self._places:
+        while free in self._places or free in self._reserved:
             count += 1
             free = f"{wanted}-{count}"
         self._counts[wanted] = count
         self._places[free] = place
+        self._made_up.add(free)
         return free
 
 
@@ -186,8 +227,11 @@ def _draw(drafts: Iterable[_Draft], limit: int, seed: int) -> list[_Draft]:
 class _Chats:
     """Renders chats by the tokenizer's template, which is loaded with the first one."""
 
-    def __init__(self, tokenizer: Callable[[], PreTrainedTokenizerBase]) -> None:
+    def __init__(
+        self, tokenizer: Callable[[], PreTrainedTokenizerBase], *, continues: bool = False
+    ) -> None:
         self._make = tokenizer
+        self._continues = continues
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
     def render(self, draft: _Draft) -> PromptRow:
@@ -202,9 +246,10 @@ class _Chats:
                     mend="Take a model that is made for chats, or give plain prompts in `prompt`",
                 )
         try:
-            prompt = self._tokenizer.apply_chat_template(
-                draft.messages, tokenize=False, add_generation_prompt=True
-            )
+            how = {"add_generation_prompt": True}
+            if self._continues and draft.messages[-1]["role"] == "assistant":
+                how = {"continue_final_message": True}
+            prompt = self._tokenizer.apply_chat_template(draft.messages, tokenize=False, **how)
             str(prompt).encode("utf-8")
         except Exception as error:
             # A template is a program of the model's: it may raise anything for what it refuses.

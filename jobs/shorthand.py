@@ -7,6 +7,7 @@ fault it raises ValueError.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterable
 from pathlib import PurePosixPath
@@ -103,12 +104,24 @@ def check_scorer(value: str) -> str:
     return value
 
 
+def expanded(path: str) -> str:
+    """A place with `~` and `${VARIABLE}` as a shell has them; ValueError for one that is not set.
+
+    They are expanded where a spec is read, so that every command means the same by them.
+    """
+    found = os.path.expandvars(path)
+    left = re.search(r"\$\{\w+\}|\$[A-Za-z_]\w*", found)
+    if left is not None:
+        raise ValueError(f"`{left[0]}` is not set in this environment")
+    return os.path.expanduser(found) if found.startswith("~") else found
+
+
 def check_source(given: Collection[str], path: str, task: str | None) -> None:
     """ValueError unless a dataset has a path or a task, and only keys that belong to it."""
     if task is None:
         if not path:
             raise ValueError("needs a `path`, or the name of a `task`")
-        wrong = sorted({"include_path", "num_fewshot", "chat", "trust_remote_code"} & set(given))
+        wrong = sorted({"include_path", "num_fewshot", "trust_remote_code"} & set(given))
         if wrong:
             raise ValueError(f"`{wrong[0]}` belongs to a `task`, and this is a `path`")
         return

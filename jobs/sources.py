@@ -16,16 +16,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
+from jobs.file_bytes import require_parquet, require_text
 from jobs.jsonl import Record, read_lines
 from jobs.spec import DatasetSpec
+from jobs.whole_numbers import as_they_were, is_parted
 from jobs.yaml_files import nearest
 from optim.errors import InputError
 
+_BATCH_BYTES = 64 << 20
+"""Of a batch of Parquet rows, as the file counts them."""
 STREAM_ABOVE_BYTES = 1 << 30
 """Hub datasets larger than this are streamed even where all rows are wanted."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _SUFFIX = re.compile(r"\.(jsonl|csv|parquet)(\.gz)?$", re.IGNORECASE)
+_FILES = frozenset(
+    {
+        ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".xlsx", ".xls",
+        ".gz", ".zst", ".bz2", ".xz", ".zip", ".yaml", ".yml",
+    }
+)  # fmt: skip
+"""How files end, and ids on the hub do not."""
 _FORMATS = "Give a .jsonl, .jsonl.gz, .csv or .parquet file, a dataset id on the hub, or demo/…"
 
 
@@ -60,10 +71,30 @@ def opened(dataset: DatasetSpec) -> Iterator[Source]:
         sources = {"jsonl": JsonlSource, "csv": CsvSource, "parquet": ParquetSource}
         yield sources[suffix[1].lower()](path)
     else:
-        is_local = path.startswith((".", "/", "~")) or Path(path).exists()
-        if is_local or "://" in path or not _HUB_ID.fullmatch(path):
-            raise InputError("not a kind of dataset that can be read", source=path, mend=_FORMATS)
+        if _is_local(path) or "://" in path or not _HUB_ID.fullmatch(path):
+            raise _unreadable(path)
         yield HubSource(dataset)
+
+
+def _is_local(path: str) -> bool:
+    """Whether a path is meant to be a file's, so that a slip of the pen is not asked of the hub."""
+    first = Path(path).parts[0] if Path(path).parts else path
+    return (
+        path.startswith((".", "/", "~"))
+        or Path(path).exists()
+        or ("/" in path and Path(first).is_dir())
+        or Path(path).suffix.lower() in _FILES
+    )
+
+
+def _unreadable(path: str) -> InputError:
+    place = Path(path).expanduser()
+    if place.exists() or not _is_local(path):
+        return InputError("not a kind of dataset that can be read", source=path, mend=_FORMATS)
+    beside = [each.name for each in place.parent.iterdir()] if place.parent.is_dir() else []
+    close = nearest(place.name, [name for name in beside if _SUFFIX.search(name)])
+    mend = f"Did you mean `{place.parent / close}`?" if close else _FORMATS
+    return InputError("there is no such file", source=path, mend=mend)
 
 
 def _write_demo(path: str, folder: Path) -> str:
@@ -79,6 +110,8 @@ def _write_demo(path: str, folder: Path) -> str:
 
 
 class _FileSource:
+    check_start = staticmethod(require_text)
+
     def __init__(self, name: str, path: str | None = None) -> None:
         self.name = name
         """As the spec has it, for errors."""
@@ -90,7 +123,9 @@ class _FileSource:
         try:
             with self._raw() as raw:
                 is_packed = self.path.lower().endswith(".gz")
-                yield cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if is_packed else raw
+                file = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if is_packed else raw
+                self.check_start(file, self.name)
+                yield file
         except FileNotFoundError as error:
             raise InputError("there is no such file", source=self.name) from error
         except (OSError, EOFError) as error:
@@ -117,15 +152,22 @@ class _FileSource:
 class JsonlSource(_FileSource):
     """A file of one JSON object per line."""
 
+    _whole: frozenset[str] = frozenset()
+    """Columns whose numbers are all whole."""
+
     def columns(self) -> list[str]:
         found: dict[str, None] = {}
         first_error, has_rows = None, False
+        parted: set[str] = set()
+        self._whole = frozenset()
         for record in self.records(()):
             if record.values is None:
                 first_error = first_error or record.error
             else:
                 has_rows = True
                 found.update(dict.fromkeys(record.values))
+                parted |= {name for name, each in record.values.items() if is_parted(each)}
+        self._whole = frozenset(found) - parted
         if has_rows:
             return list(found)
         if first_error is None:
@@ -138,7 +180,8 @@ class JsonlSource(_FileSource):
 
     def records(self, columns: Sequence[str]) -> Iterator[Record]:
         with self.open() as file:
-            yield from read_lines(file)
+            for record in read_lines(file):
+                yield record._replace(values=as_they_were(record.values, self._whole))
 
 
 class CsvSource(_FileSource):
@@ -150,10 +193,15 @@ class CsvSource(_FileSource):
         if header is None or next(rows, None) is None:
             raise self.empty()
         names = header[1]
-        for name in names:
-            if names.count(name) > 1:
-                raise InputError(f"two columns are named `{name}`", source=self.name)
-        return names
+        if len(names) == 1:
+            for separator, shown in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
+                if separator in names[0]:
+                    raise InputError(
+                        f"the cells are separated by {shown}, and commas are read",
+                        source=self.name,
+                        mend="Write it with commas, or as JSON lines",
+                    )
+        return _require_unique(names, self.name)
 
     def records(self, columns: Sequence[str]) -> Iterator[Record]:
         rows = self._rows()
@@ -186,21 +234,42 @@ class CsvSource(_FileSource):
 class ParquetSource(_FileSource):
     """A Parquet file, read batch by batch."""
 
+    check_start = staticmethod(require_parquet)
+
     def columns(self) -> list[str]:
         with self._parquet() as file:
             if file.metadata.num_rows == 0:
                 raise self.empty()
-            return list(file.schema_arrow.names)
+            return _require_unique(file.schema_arrow.names, self.name)
 
     def records(self, columns: Sequence[str]) -> Iterator[Record]:
         # pyarrow takes a dot in a name for a path into a struct.
         chosen = None if any("." in name for name in columns) else list(columns)
         with self._parquet() as file:
+            whole = self._whole(file, columns)
             number = 0
-            for batch in file.iter_batches(batch_size=1024, columns=chosen):
+            for batch in file.iter_batches(batch_size=_rows_at_once(file), columns=chosen):
                 for values in batch.to_pylist():
                     number += 1
-                    yield Record("row", number, values)
+                    yield Record("row", number, as_they_were(values, whole))
+
+    def _whole(self, file: Any, columns: Sequence[str]) -> frozenset[str]:
+        """Columns of floating point of which all numbers are whole: pandas makes such ones of whole
+        numbers where one is missing."""
+        import pyarrow as pa
+
+        floats = [
+            field.name
+            for field in file.schema_arrow
+            if field.name in columns and pa.types.is_floating(field.type) and "." not in field.name
+        ]
+        parted: set[str] = set()
+        if floats:
+            for batch in file.iter_batches(columns=floats):
+                for name, column in zip(batch.schema.names, batch.columns, strict=True):
+                    if any(map(is_parted, column.to_pylist())):
+                        parted.add(name)
+        return frozenset(floats) - parted
 
     @contextmanager
     def _parquet(self) -> Iterator[Any]:
@@ -213,6 +282,26 @@ class ParquetSource(_FileSource):
                     yield file
             except (pa.ArrowException, UnicodeDecodeError) as error:
                 raise InputError(f"not valid Parquet: {error}", source=self.name) from error
+
+
+def _require_unique(names: Sequence[str], source: str) -> list[str]:
+    """InputError where two columns have one name: which of them is meant, nobody can say."""
+    for name in names:
+        if list(names).count(name) > 1:
+            raise InputError(
+                f"two columns are named `{name}`", source=source, mend="Rename one of them"
+            )
+    return list(names)
+
+
+def _rows_at_once(file: Any) -> int:
+    """Few of wide ones: a batch of nested values must stay below what Arrow can index (2 GiB)."""
+    meta = file.metadata
+    sizes = [meta.row_group(i).total_byte_size for i in range(meta.num_row_groups)]
+    widest = max(
+        (size / max(1, meta.row_group(i).num_rows) for i, size in enumerate(sizes)), default=0.0
+    )
+    return max(1, min(1024, int(_BATCH_BYTES / max(1.0, widest))))
 
 
 class HubSource:

@@ -1,7 +1,8 @@
 """`TrialSpec`: what a trial is, as people write it in YAML.
 
-Relative paths in a spec are relative to the current directory, not to the spec's folder. A spec is
-data: reading one executes nothing. `jobs.configurations.expand` makes the configurations of it, and
+Relative paths in a spec are relative to the current directory, not to the spec's folder; `~` and
+`${VARIABLE}` stand for what they do in a shell, and a variable that is not set is refused. Reading
+a spec executes nothing. `jobs.configurations.expand` makes the configurations of it, and
 `jobs.planning.make_plan` the plan.
 """
 
@@ -25,6 +26,7 @@ from jobs.shorthand import (
     check_scorer,
     check_source,
     default_name,
+    expanded,
     read_dataset,
     read_factors,
     read_model,
@@ -43,6 +45,7 @@ Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$", max_length=100)]
 BatchSize = Annotated[Whole, Field(ge=1)]
 PrefillChunk = Annotated[Whole, Field(ge=1)] | None
+Place = Annotated[Text, AfterValidator(expanded)]
 Scorer = Annotated[Text, AfterValidator(check_scorer)]
 
 
@@ -53,7 +56,7 @@ class _Spec(BaseModel):
 class ModelSpec(_Spec):
     """Where the model comes from. A string is short for its `path`."""
 
-    path: Text
+    path: Place
     """A local folder, a hub id, or `demo` (the small model that ships with Optrial)."""
     revision: str | None = None
     """Commit, tag or branch of a hub model; a commit keeps the trial repeatable."""
@@ -66,19 +69,22 @@ class DatasetSpec(_Spec):
 
     name: Name = ""
     """Name in the results; by default the path's last part without its suffix."""
-    path: str = ""
+    path: Annotated[str, AfterValidator(expanded)] = ""
     """A .jsonl, .jsonl.gz, .parquet or .csv file (local, or an address such as s3://…), a dataset
     id on the hub, or `demo/language`, `demo/networking`, `demo/data`. Needed unless it is a
     `task`."""
     task: Text | None = None
     """Instead of a path: the name of an lm-eval task, which brings prompts, answers and metrics
     along. Needs `optrial[quality]`."""
-    include_path: Text | None = None
+    include_path: Place | None = None
     """Folder with the files of tasks of your own. Loading a task runs the Python that it names."""
     num_fewshot: Annotated[Whole, Field(ge=0)] | None = None
     """Worked examples before each question of a task; by default as many as the task says."""
     chat: Flag = False
-    """Render a task's prompts by the model's chat template, worked examples as turns."""
+    """Make each prompt the user's turn of a chat, rendered by the model's template; a task's worked
+    examples become turns too."""
+    continue_final_message: Flag = False
+    """Where a chat ends with the assistant's words, go on with them; else such a row is refused."""
     trust_remote_code: Flag = False
     """Let a task fetch metrics from the hub, which are code, and run them."""
     subset: str | None = None
@@ -156,6 +162,11 @@ class OptimizationSpec(_Spec):
     """Its registered name."""
     settings: dict[str, Any] = {}
     """Its settings; what they are is the optimisation's own."""
+
+    @field_validator("settings")
+    @classmethod
+    def _expanded(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        return {k: expanded(v) if isinstance(v, str) else v for k, v in settings.items()}
 
 
 Optimization = Annotated[
@@ -239,7 +250,7 @@ class WorkersSpec(_Spec):
     deadline_s: Annotated[Number, Field(gt=0)] | None = None
     """Most seconds that a block may take before its worker is ended; by default five times what is
     usual, at least 60."""
-    node_cache: str | None = None
+    node_cache: Place | None = None
     """A folder on each node's own disk, where model and artifacts are copied to once per node."""
 
 
@@ -292,7 +303,7 @@ class TrialSpec(_Spec):
         WorkersSpec, BeforeValidator(read_workers, json_schema_input_type=int | WorkersSpec)
     ] = WorkersSpec()
     """How many workers, and what each one is given."""
-    output: Text
+    output: Place
     """Folder of the results, or an s3:// or gs:// address."""
     share_prompts: Literal["none", "seeds", "configurations"] = "none"
     """Prefill a prompt once and share it: not at all; among the `seeds` of a configuration, which

@@ -191,7 +191,10 @@ def resolve(path: str, *, revision: str | None = None) -> Path:
     if path == "demo":
         return DEMO
     folder = Path(path).expanduser()
-    if folder.exists() or path.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(path):
+    # What lies in a folder that is here is no id on the hub, whatever its spelling.
+    is_beside = "/" in path and Path(path.split("/")[0]).is_dir()
+    is_local = folder.exists() or is_beside or path.startswith((".", "/", "~"))
+    if is_local or not _HUB_ID.fullmatch(path):
         if not (folder / "config.json").is_file():
             found = "there is no such folder" if not folder.exists() else "it has no config.json"
             raise InputError(

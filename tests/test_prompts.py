@@ -163,7 +163,7 @@ def test_ids_from_prompts(tmp_path: Path) -> None:
 
 def test_a_chat_is_rendered(tmp_path: Path) -> None:
     chat = [{"role": "user", "content": "hi"}]
-    refused = [{"role": "assistant", "content": "x"}]
+    refused = [{"role": "assistant", "content": "x"}, *chat]
     chats = [chat, [], [{"role": "user"}], refused, ["hi"]]
     path = jsonl(tmp_path, *({"messages": each} for each in chats))
     rows = read(path, tokenizer=Tokenizer)
