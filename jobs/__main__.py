@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from cluster.driver_lock import LockedError
 from cluster.redaction import strike_out_credentials
@@ -61,7 +62,11 @@ def evaluate(
         typer.Option(help="A running Ray cluster (else RAY_ADDRESS, else Ray is started here)."),
     ] = None,
     max_row_errors: Annotated[
-        int | None, typer.Option(help="Exit with 1 where more rows than this have an error.")
+        str | None,
+        typer.Option(
+            help="Exit with 1 where more rows of the trial have an error: a number, or a share "
+            "(0.05, 5%) of each configuration's; else the spec's `max_row_errors`."
+        ),
     ] = None,
     claims: Claims = None,
     gate: Gate = True,
@@ -79,9 +84,12 @@ def evaluate(
     from jobs.progress_display import ProgressDisplay
     from jobs.report import print_report
     from jobs.report_data import report_data
+    from jobs.row_faults import Allowed, too_many_errors
+    from jobs.spec import read_spec
 
     out = console()
     promised = None if claims is None else read_claims(claims)
+    allowed = Allowed.of(max_row_errors, read_spec(spec).max_row_errors)
     try:
         with ProgressDisplay(out) as display:
             results, outcome = run(
@@ -103,10 +111,10 @@ def evaluate(
     print_report(data, out)
     for reason in outcome.quarantined:
         out.print(f"[red]set aside[/red] {reason}", highlight=False)
-    too_many = max_row_errors is not None and outcome.errors > max_row_errors
-    if too_many:
-        out.print(f"[red]{outcome.errors} rows have an error[/red], {max_row_errors} are allowed")
-    if too_many or not outcome.is_complete:
+    too_many = too_many_errors(results, allowed)
+    if too_many is not None:
+        out.print(Text(too_many, style="red"))
+    if too_many is not None or not outcome.is_complete:
         raise typer.Exit(1)
     _close_with_claims(data, gate=gate)
 

@@ -119,6 +119,7 @@ def compare(
     from jobs.compare import Choice, run
     from jobs.compared import print_comparison
     from jobs.progress_display import ProgressDisplay
+    from jobs.row_faults import Allowed, too_many_errors
 
     choice = Choice(
         model=model,
@@ -156,7 +157,10 @@ def compare(
         out.print("\nInterrupted. What is committed is kept; the same command goes on from there.")
         raise typer.Exit(130) from None
     print_comparison(results, out)
-    if not outcome.is_complete:
+    too_many = too_many_errors(results, Allowed())
+    if too_many is not None:
+        out.print(Text(too_many, style="red"))
+    if too_many is not None or not outcome.is_complete:
         raise typer.Exit(1)
 
 

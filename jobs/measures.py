@@ -11,7 +11,7 @@ Of = Literal["row", "cell", "target"]
 
 SOURCES: dict[Of, str] = {
     "row": "generations WHERE error IS NULL",
-    "cell": "cells WHERE kind = 'generations'",
+    "cell": "cells WHERE kind = 'generations' AND coalesce(num_errors, 0) < rows",
     "target": "likelihoods WHERE error IS NULL AND candidate = -1",
 }
 """The SQL of where the values are; rows that failed have none."""

@@ -234,4 +234,4 @@ def _selection(metric: Metric) -> tuple[str, str, str]:
 
 
 _FAILED = "(error IS NOT NULL)::INTEGER"
-_CELLS = "cells WHERE kind = 'generations'"
+_CELLS = "cells WHERE kind = 'generations' AND coalesce(num_errors, 0) < rows"

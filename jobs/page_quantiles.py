@@ -12,7 +12,7 @@ NUM_BINS = 200
 
 _DONE = "generations WHERE error IS NULL"
 _WARM = f"{_DONE} AND NOT coalesce(warmup, false)"
-_CELLS = "cells WHERE kind = 'generations'"
+_CELLS = "cells WHERE kind = 'generations' AND coalesce(num_errors, 0) < rows"
 # Where a ratio is a row's value, its mean is the ratio of totals, as everywhere.
 _MEANS = {"e2e_s_per_byte": "sum(e2e_s) / nullif(sum(completion_bytes), 0)"}
 _DISTRIBUTIONS = {

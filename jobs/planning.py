@@ -26,6 +26,7 @@ from cluster.plan import (
 from jobs.comparison import MIN_SHARDS
 from jobs.configurations import expand
 from jobs.prompts import PromptRow, load
+from jobs.row_faults import require_few_faults
 from jobs.secrets_in_specs import require_no_secrets
 from jobs.shards import with_shards
 from jobs.spec import DatasetSpec, TrialSpec
@@ -224,10 +225,12 @@ def _datasets(
     for wanted in spec.datasets:
         if wanted.task is not None:
             made, own = task_dataset(wanted, spec, model, len(rows))
+            require_few_faults(own, wanted.name, wanted.task, spec.max_row_errors)
             datasets.append(made)
             rows.extend(row.as_dict() for row in own)
             continue
         own = load(wanted, tokenizer)
+        require_few_faults(own, wanted.name, wanted.path, spec.max_row_errors)
         datasets.append(
             Dataset(
                 name=wanted.name,

@@ -24,6 +24,7 @@ from jobs.looks import TEST
 from jobs.memory_notes import memory_notes
 from jobs.metrics import METRICS, Metric, describe
 from jobs.query import connect
+from jobs.row_faults import error_notes
 from jobs.score import BITS_PER_BYTE, score_statistics
 from jobs.sparsity_notes import sparsity_notes
 from jobs.steadiness import steadiness, steadiness_data, steadiness_notes
@@ -59,6 +60,7 @@ def report_data(results: Results, claims: Sequence[Claim] | None = None) -> dict
         held = steadiness(connection, plan)
         data["steadiness"] = steadiness_data(held)
         notes = [
+            *error_notes(connection),
             *dominance_notes(found),
             *steadiness_notes(held),
             *memory_notes(connection),

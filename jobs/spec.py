@@ -320,6 +320,9 @@ class TrialSpec(_Spec):
     """Run every baseline twice (`NAME.repeat`), to see what a difference of nothing looks like."""
     likelihoods: Flag = True
     """Let the model score targets and choices, where a dataset has any."""
+    max_row_errors: Annotated[Number, Field(ge=0, le=1)] = 0.05
+    """Share of rows that may have an error: of a dataset's when it is read, else nothing is run,
+    and of a configuration's in the end, else the exit code is 1."""
     shuffle_seed: Whole = 0
     """Seed of the order in which the work is done."""
     analysis: Judgement = Judgement()

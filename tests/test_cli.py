@@ -126,10 +126,14 @@ def test_row_faults_become_error_rows(run: Run, trial: Callable[..., Path], tmp_
             json.dumps({"id": "nul", "prompt": "a\0b"}),
             '{"id": "surrogate", "prompt": "a\\ud800b"}',
             json.dumps({"id": "p0", "prompt": "again"}),
-        ]
+        ],
+        max_row_errors=0.5,
     )
-    code, _, err = run("evaluate", spec)
+    code, out, err = run("evaluate", spec)
     assert code == 0, err
+    assert "4 rows failed (1 prompt; baseline, baseline.repeat): line 9: not valid JSON" in (
+        one_line(out)
+    )
     table = Results(str(tmp_path / "out")).read("generations").to_pylist()
     errors = {r["prompt_id"]: r["error"] for r in table if r["error"]}
     assert set(errors) == {"line-9", "null", "list", "long", "surrogate", "p0-2"}
@@ -140,10 +144,39 @@ def test_row_faults_become_error_rows(run: Run, trial: Callable[..., Path], tmp_
     assert fine == {f"p{i}" for i in range(8)} | {"nul"}
     assert len(table) == 15 * 2 * 2
     assert run("evaluate", spec, "--max-row-errors", "100")[0] == 0
+    # Counted over the trial: a job that is tried again must not turn green by running nothing.
+    code, out, _ = run("evaluate", spec, "--max-row-errors", "3")
+    assert code == 1
+    assert "24 rows have an error, and 3 may" in one_line(out)
+    code, out, _ = run("evaluate", spec, "--max-row-errors", "10%")
+    assert code == 1
+    assert "baseline lost 12 of 30 rows, and 10 % may be, and 1 other configuration" in (
+        one_line(out)
+    )
+    assert (
+        "expected a number of rows or a share"
+        in run("evaluate", spec, "--max-row-errors", "few")[2]
+    )
     figures.note(
         9, "rows", "exit code 0; each bad row has its error; all good rows are there",
         bad_rows=len(errors), good_rows=len(fine),
     )  # fmt: skip
+
+
+def test_a_dataset_of_faulty_rows_is_refused(run: Run, trial: Callable[..., Path]) -> None:
+    chats = [{"messages": [{"from": "human", "value": f"hi {i}"}]} for i in range(4)]
+    lines = [json.dumps(row) for row in chats]
+    spec = trial(lines)
+    said = "none of its 4 rows can be run; line 1: message 1 of `messages` has `from` and `value`"
+    refused(run, spec, "datasets.prompts", said, "rename them", "Mend the rows")
+    assert run("plan", spec, "--pilot-prompts", "0")[0] == 2
+    good = [json.dumps({"prompt": f"p{i}"}) for i in range(9)]
+    refused(
+        run,
+        trial([*good, '{"prompt": null}']),
+        "1 of 10 rows cannot be run, and 5 % may; line 10: `prompt` is no text but null",
+        "or allow more by `max_row_errors`",
+    )
 
 
 def test_unknown_key(run: Run, trial: Callable[..., Path]) -> None:
