@@ -6,7 +6,7 @@ Relative effects are fractions, times seconds, memory bytes. A/A pairs come firs
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,6 +19,8 @@ from jobs.claims import Checked, Claim, check_claims
 from jobs.comparison import MetricEffect, main_effects
 from jobs.findings import Findings, read_findings
 from jobs.history import code_data, history_notes
+from jobs.load import Load, loads
+from jobs.load_notes import load_notes
 from jobs.memory_notes import memory_notes
 from jobs.metrics import METRICS, Metric, describe
 from jobs.query import connect
@@ -39,6 +41,7 @@ def report_data(results: Results, claims: Sequence[Claim] | None = None) -> dict
     connection = connect(results)
     try:
         found = read_findings(connection, plan)
+        load = loads(connection)
         data = {
             "answer": headline_answer(found.judged, found.judgement),
             "trial": _trial(connection, results, plan),
@@ -48,7 +51,7 @@ def report_data(results: Results, claims: Sequence[Claim] | None = None) -> dict
             "verdicts": verdict_rows(found, primary_only=True),
             "alarms": [asdict(alarm) for alarm in found.alarms],
             "attribution": attribution_data(found),
-            "configurations": _configurations(connection, plan),
+            "configurations": _configurations(connection, plan, load),
             "comparisons": [_comparison_data(found, judged) for judged in found.judged],
         }
         if claims is not None:
@@ -57,6 +60,7 @@ def report_data(results: Results, claims: Sequence[Claim] | None = None) -> dict
         data["steadiness"] = steadiness_data(held)
         notes = [
             *steadiness_notes(held),
+            *load_notes(connection, plan, load),
             *memory_notes(connection),
             *vocabulary_notes(connection, plan),
             *sparsity_notes(connection),
@@ -173,7 +177,9 @@ def _trial(connection: duckdb.DuckDBPyConnection, results: Results, plan: Plan) 
     }
 
 
-def _configurations(connection: duckdb.DuckDBPyConnection, plan: Plan) -> list[dict[str, Any]]:
+def _configurations(
+    connection: duckdb.DuckDBPyConnection, plan: Plan, load: Mapping[str, Load]
+) -> list[dict[str, Any]]:
     counts = {
         row[0]: row[1:]
         for row in connection.execute(
@@ -200,6 +206,7 @@ def _configurations(connection: duckdb.DuckDBPyConnection, plan: Plan) -> list[d
                 "rows": rows,
                 "num_errors": errors,
                 "num_length": lengths,
+                "mean_occupied_share": own.share if (own := load.get(configuration.name)) else None,
                 "metrics": metrics,
             }
         )
