@@ -16,8 +16,10 @@ from jobs.metrics import column
 
 ROW_METRICS = (
     "prompt_tokens", "completion_tokens", "total_tokens", "base_completion_tokens",
-    "completion_bytes",
+    "completion_bytes", "ends_in_loop",
 )  # fmt: skip
+_WHATEVER_THE_BUDGET = frozenset({"prompt_tokens", "ends_in_loop"})
+"""Metrics that are equal where the length budget decided both."""
 TIME_METRICS = ("ttft_s", "tpot_s", "e2e_s")
 
 
@@ -292,7 +294,7 @@ def compare_rows(
     by_budget = "(o.finish_reason = 'length' OR r.finish_reason = 'length')"
     unequal = ", ".join(
         f"count(*) FILTER ({done} AND ({column(m, 'o')} IS DISTINCT FROM {column(m, 'r')}"
-        + ("))" if m == "prompt_tokens" else f" OR ({other_text} AND {by_budget})))")
+        + ("))" if m in _WHATEVER_THE_BUDGET else f" OR ({other_text} AND {by_budget})))")
         for m in ROW_METRICS
     )
     row = connection.execute(
