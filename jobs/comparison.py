@@ -142,7 +142,7 @@ def _effects(metric: Metric, pairs: _Paired) -> list[MetricEffect]:
         return [_rate(metric, cells)]
     if metric.source == "per":
         return [_per(metric, pairs)]
-    if not metric.is_relative:
+    if metric.source in ("quality", "share"):
         own = targets if metric.source == "quality" else prompts
         a, b = own.means[metric.name]
         effect = difference_effect(a, b, own.clusters, strata=_sets(own.datasets))

@@ -15,7 +15,7 @@ from jobs.filling import empty_share, unfilled
 from jobs.forecast import forecast
 from jobs.forecast_display import unfilled_text
 from jobs.shards import fewest_units, topped_up, with_shards
-from jobs.spec import DatasetSpec, TrialSpec
+from jobs.spec import DatasetSpec, TrialSpec, read_spec
 
 
 def plan_with(
@@ -137,16 +137,17 @@ def test_large_data_sets_give_the_shards_that_small_ones_lack() -> None:
 
 
 def test_a_plan_without_shards_has_what_the_verdicts_need(tmp_path: Path) -> None:
-    path = spec_of(tmp_path, {"few": 3, "many": 400})
+    path = spec_of(tmp_path, {"few": 1, "many": 400})
+    spec = read_spec(path)
+    needed = fewest_units(expand(spec), spec.analysis, look=2)
+    assert needed > 8 + 1, "so that the large data set has to give more than its 8"
     found = forecast(path, pilot_prompts=0)
-    # Four primary metrics of one comparison at 0.8 %: 1 + log2(4 / 0.008) is 9.97.
-    assert found.num_cells == 4 * (3 + 8), "two configurations, each with its repeat"
+    assert found.num_cells == 4 * needed, "two configurations, each with its repeat"
     [few] = found.unfilled
-    assert few.datasets == ("few",)
-    assert (few.shards, few.needed_shards) == (3, 8)
+    assert (few.datasets, few.shards, few.needed_shards) == (("few",), 1, 8)
     (tmp_path / "one").mkdir()
     alone = forecast(spec_of(tmp_path / "one", {"many": 400}), pilot_prompts=0)
-    assert alone.num_cells == 4 * 10
+    assert alone.num_cells == 4 * needed
     assert alone.unfilled == ()
 
 
