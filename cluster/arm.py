@@ -47,6 +47,7 @@ class Arm:
         books, system = stats.kv_audit or (None, None)
         return {
             "num_steps": stats.num_steps,
+            "mean_occupied_share": self._occupied_share(),
             "prefill_s": stats.prefill_s / num_cells,
             "decode_s": stats.decode_s / num_cells,
             "weight_bytes_shared": self.weight_bytes_shared,
@@ -65,6 +66,12 @@ class Arm:
             "process_rss_bytes": psutil.Process().memory_info().rss,
             **self._device_memory(),
         }
+
+    def _occupied_share(self) -> float | None:
+        stats = self.engine.stats
+        if not stats.num_steps:
+            return None
+        return stats.num_slot_steps / (stats.num_steps * self.configuration.batch_size)
 
     def _metered(self, num_cells: int) -> dict[str, Any]:
         """What an optimisation counted; amounts are shared out, shares are not."""

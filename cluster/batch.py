@@ -279,4 +279,5 @@ class Batch:
         else:
             stats.decode_s += spent
             stats.num_steps += 1
+            stats.num_slot_steps += len(self.active) + (self.filling is not None)
         return now

@@ -97,6 +97,8 @@ class EngineStats:
     """What an engine spent since `reset_stats`: seconds, steps, and KV bytes over time."""
 
     num_steps: int = 0
+    num_slot_steps: int = 0
+    """Slots that held a sequence, summed over the decode steps."""
     prefill_s: float = 0.0
     decode_s: float = 0.0
     kv_peak: KVAccounts = NO_KV

@@ -9,6 +9,7 @@ from typing import Any
 
 from cluster.completion import Completion, Score
 from cluster.plan import Cell
+from cluster.repetition import ends_in_loop
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ def generation_row(
         "prefill_shared": completion.prefill_shared,
         "num_preemptions": completion.num_preemptions,
         "completion_text": text,
+        "ends_in_loop": ends_in_loop(text),
     }
     if completion.kv is not None:
         row |= {

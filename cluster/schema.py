@@ -92,6 +92,13 @@ GENERATIONS = [
         "times that it was begun again for want of memory; its times run on",
     ),
     Column("completion_text", TEXT, "what was generated, without end token and stop string", True),
+    Column(
+        "ends_in_loop",
+        pa.bool_(),
+        "the completion ends in one block of characters, at least 3 times back to back and at "
+        "least 24 bytes of it (`cluster.repetition`); null in rows older than the column",
+        True,
+    ),
     Column("completion_ids", pa.list_(pa.int32()), "generated ids, where the spec asks", True),
     *_CIRCUMSTANCES,
 ]

@@ -35,6 +35,12 @@ CELLS = [
     ),
     Column("wall_s", FLOAT, "time that the engine took for the cell"),
     Column("num_steps", INT, "forward passes of the model"),
+    Column(
+        "mean_occupied_share",
+        FLOAT,
+        "slots that held a sequence, as a share of the batch size, mean over the decode steps of "
+        "the call; null without any, and in cells that were run before it was recorded",
+    ),
     Column("prefill_s", FLOAT, "part of wall_s spent on prompts"),
     Column("decode_s", FLOAT, "part of wall_s spent on generating"),
     Column("completion_tokens", INT, "generated tokens, configuration's vocabulary", True),

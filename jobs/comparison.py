@@ -180,9 +180,10 @@ def _effects(metric: Metric, pairs: _Paired) -> list[MetricEffect]:
         return [_rate(metric, pairs)]
     if metric.source == "per":
         return [_per(metric, pairs)]
-    if metric.source == "quality":
-        a, b = targets.means[metric.name]
-        effect = difference_effect(a, b, targets.clusters, strata=pairs.sets(targets.datasets))
+    if metric.source in ("quality", "share"):
+        own = targets if metric.source == "quality" else prompts
+        a, b = own.means[metric.name]
+        effect = difference_effect(a, b, own.clusters, strata=pairs.sets(own.datasets))
         return [_given(metric, "mean difference", a, b, effect)]
     if metric.source == "peak":
         a, b = cells.values[metric.name]

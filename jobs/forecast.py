@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -17,19 +17,19 @@ from typing import Any
 import duckdb
 import pyarrow.parquet as pq
 
-from cluster.plan import Kind, Plan
+from cluster.plan import Dataset, Kind, Plan
 from cluster.results import Results
 from jobs.analysis.components import Components, variance_components
 from jobs.analysis.power import mde
 from jobs.comparison import MIN_SHARDS
-from jobs.configurations import expand
 from jobs.evaluate import evaluate
+from jobs.filling import Unfilled, unfilled
 from jobs.judgement import Judgement
 from jobs.metrics import METRICS, Metric
 from jobs.needs import influences
 from jobs.planning import make_plan
 from jobs.query import connect
-from jobs.shards import fewest_units, with_shards
+from jobs.shards import fewest_units
 from jobs.spec import DatasetSpec, TrialSpec, read_spec
 from optim.errors import InputError
 
@@ -70,6 +70,8 @@ class Forecast:
     storage_bytes: int | None
     pilot_rows: int
     visible: tuple[Visible, ...]
+    unfilled: tuple[Unfilled, ...] = ()
+    """Data sets whose shards do not fill the largest batch twice."""
 
 
 def forecast(
@@ -91,7 +93,7 @@ def forecast(
     if not pilot_prompts:
         return _counted(plan)
     with tempfile.TemporaryDirectory(prefix="optrial-pilot-") as folder:
-        pilot = _pilot(spec, str(Path(folder) / "pilot"), pilot_prompts, pilot_seeds)
+        pilot = _pilot(spec, plan, str(Path(folder) / "pilot"), pilot_prompts, pilot_seeds)
         results, outcome = evaluate(pilot, address=address, on_stage=on_stage)
         if not outcome.rows or outcome.errors == outcome.rows:
             raise InputError(
@@ -102,22 +104,20 @@ def forecast(
         return _foretold(plan, results)
 
 
-def _pilot(spec: TrialSpec, output: str, prompts: int, seeds: int) -> TrialSpec:
-    whole = with_shards(spec.datasets, expand(spec), spec.analysis)
-    datasets = tuple(_few_of(d, prompts) for d in whole)
+def _pilot(spec: TrialSpec, plan: Plan, output: str, prompts: int, seeds: int) -> TrialSpec:
+    datasets = tuple(_few_of(d, plan.dataset(d.name), prompts) for d in spec.datasets)
     update: dict[str, Any] = {"datasets": datasets, "seeds": spec.seeds[:seeds], "output": output}
     return spec.model_copy(update=update)
 
 
-def _few_of(dataset: DatasetSpec, prompts: int) -> DatasetSpec:
+def _few_of(dataset: DatasetSpec, planned: Dataset, prompts: int) -> DatasetSpec:
     """Shards of the trial's own size where there are enough prompts for three of them.
 
     Shards of one prompt would be batches of one: slower, and of another spread.
     """
-    limit = min(prompts, dataset.limit or prompts)
-    most = dataset.shards or MIN_SHARDS
-    size = -(-(dataset.limit or prompts) // most)
-    shards = min(max(MIN_UNITS, limit // size), limit, most)
+    limit = min(prompts, planned.num_prompts)
+    size = -(-planned.num_prompts // planned.num_shards)
+    shards = min(max(MIN_UNITS, limit // size), limit, planned.num_shards)
     return dataset.model_copy(update={"limit": limit, "shards": shards})
 
 
@@ -133,7 +133,28 @@ def _counted(plan: Plan) -> Forecast:
         storage_bytes=None,
         pilot_rows=0,
         visible=(),
+        unfilled=_unfilled(plan),
     )
+
+
+def _unfilled(
+    plan: Plan, lengths: Mapping[str, Sequence[int]] | None = None
+) -> tuple[Unfilled, ...]:
+    # Of leases the verdicts need rounds, and of shards no more than each interval does.
+    needed = 0
+    if plan.workers.schedule != "leases":
+        judgement = Judgement.model_validate(plan.analysis)
+        needed = fewest_units(plan.configurations, judgement, look=2)
+    return unfilled(plan, needed, lengths)
+
+
+def _lengths(connection: duckdb.DuckDBPyConnection) -> dict[str, list[int]]:
+    """Completions of a pilot in tokens, by data set."""
+    rows = connection.execute(
+        "SELECT dataset, list(completion_tokens ORDER BY configuration, prompt_id, seed) "
+        "FROM generations WHERE error IS NULL GROUP BY dataset"
+    ).fetchall()
+    return dict(rows)
 
 
 def _num_rows(plan: Plan) -> int:
@@ -158,6 +179,7 @@ def _foretold(plan: Plan, results: Results) -> Forecast:
         row = connection.execute("SELECT sum(wall_s) FROM cells").fetchone()
         device_s = float(row[0]) * scale if row and row[0] is not None else None
         found = visible(connection, plan)
+        lengths = _lengths(connection)
     finally:
         connection.close()
     counted = _counted(plan)
@@ -169,6 +191,7 @@ def _foretold(plan: Plan, results: Results) -> Forecast:
             "storage_bytes": _storage(plan, results),
             "pilot_rows": _num_rows(pilot),
             "visible": found,
+            "unfilled": _unfilled(plan, lengths),
         }
     )
 

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from jobs.filling import Unfilled
 from jobs.forecast import Forecast, Visible
 from jobs.metrics import METRICS
 from jobs.wording import bytes_text, duration_text, plural
@@ -21,6 +22,8 @@ def print_forecast(found: Forecast, out: Console) -> None:
             f"{plural(found.num_prompts, 'prompt')} x {plural(found.num_seeds, 'seed')}."
         )
     )
+    for each in found.unfilled:
+        out.print(Text(unfilled_text(each), style="yellow"))
     if found.device_s is None:
         out.print("Without a pilot, nothing is known of time, storage and spread.")
         return
@@ -38,6 +41,22 @@ def print_forecast(found: Forecast, out: Console) -> None:
             "pilot are rough: take the figures as orders of magnitude.",
             style="dim",
         )
+    )
+
+
+def unfilled_text(found: Unfilled) -> str:
+    """How many slots stay empty, and the shards or prompts that would fill them."""
+    text = (
+        f"Shards of {', '.join(found.datasets)} hold {plural(found.shard_prompts, 'prompt')}, "
+        f"fewer than twice the batch of {found.batch_size}: about {found.empty_share * 100:.0f} % "
+        "of its slots stay empty. "
+    )
+    mends = [f"`shards: {found.mended_shards}`"] if found.mended_shards != found.shards else []
+    if found.mended_prompts != found.num_prompts:
+        mends.insert(0, f"`limit: {found.mended_prompts}` (now {found.num_prompts})")
+    return (
+        f"{text}{' with '.join(mends)} would fill them; the verdicts need "
+        f"{plural(found.needed_shards, 'shard')} each."
     )
 
 

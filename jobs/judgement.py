@@ -23,7 +23,8 @@ class Judgement(BaseModel):
     configurations (Holm); all other metrics are exploratory (Benjamini-Hochberg)."""
     margins: dict[str, Margin] = {}
     """Metric -> δ, the largest difference that does not matter: a fraction of the reference, or in
-    the metric's own unit for bits per byte. Metrics that are not named have their default."""
+    the metric's own unit for bits per byte and shares. Metrics that are not named have their
+    default."""
     directions: dict[str, Literal["lower", "higher", "neither"]] = {}
     """Metric -> which is better, where the default does not fit."""
     weights: dict[str, Margin] = {}

@@ -62,6 +62,13 @@ MEASURES = (
         "wall_s",
     ),
     Measure("wall_s", "engine time", "cell", "wall_s"),
+    Measure(
+        "mean_occupied_share",
+        "slots that held a sequence, as a share of the batch size: mean over decode steps",
+        "cell",
+        "mean_occupied_share * num_steps",
+        "num_steps",
+    ),
     Measure("kv_used_peak_bytes", "KV memory of live tokens, peak", "cell", "kv_used_peak_bytes"),
     Measure("kv_reserved_peak_bytes", "KV address space, peak", "cell", "kv_reserved_peak_bytes"),
     Measure(

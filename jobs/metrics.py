@@ -15,7 +15,7 @@ import duckdb
 from jobs.analysis.quantiles import order_levels
 from jobs.wording import bytes_text, duration_text, number_text
 
-Source = Literal["row", "time", "rate", "per", "peak", "quality", "failure"]
+Source = Literal["row", "time", "rate", "per", "peak", "quality", "share", "failure"]
 Direction = Literal["lower", "higher", "neither"]
 
 
@@ -39,7 +39,11 @@ class Metric:
     @property
     def is_relative(self) -> bool:
         """Whether its effect is a fraction of the reference."""
-        return self.source not in ("quality", "failure")
+        return self.source not in ("quality", "share", "failure")
+
+    def is_worth_a_line(self, *means: float | None) -> bool:
+        """Whether tables show it: a share that is 0 on all sides is left to the JSON."""
+        return self.source not in ("share", "failure") or any(means)
 
     @property
     def totals(self) -> tuple[str, str]:
@@ -138,6 +142,7 @@ METRICS = (
     Metric("kv_committed_peak_bytes", "KV memory held, peak", bytes_text, "peak"),
     Metric("kv_committed_mean_bytes", "KV memory held, mean", bytes_text, "rate"),
     Metric("kv_byte_s_per_byte", "KV byte-seconds per byte", number_text, "rate", margin=0.03),
+    Metric("ends_in_loop", "share that ends in a loop", number_text, "share", margin=0.01),
     Metric("bits_per_byte", "bits per byte of targets", number_text, "quality", margin=0.01),
     Metric(
         "failed_share",
@@ -152,9 +157,15 @@ METRICS = (
 _SUMS = {"total_tokens": ("prompt_tokens", "completion_tokens")}
 
 
+_FLAGS = frozenset({"ends_in_loop"})
+"""Columns that are true or false: their means are shares."""
+
+
 def column(name: str, side: str = "") -> str:
     """The SQL of a row's value, of the table that `side` names."""
     start = f"{side}." if side else ""
+    if name in _FLAGS:
+        return f"{start}{name}::DOUBLE"
     return " + ".join(start + part for part in _SUMS.get(name, (name,)))
 
 

@@ -168,9 +168,11 @@ def _query(metric: Metric) -> str:
     ours, theirs = column(above, "o"), column(above, "r")
     warm = " AND NOT coalesce(o.warmup, false) AND NOT coalesce(r.warmup, false)"
     unit = "CAST(o.shard AS VARCHAR)" if metric.is_timed else _UNIT
+    # A mean difference weighs units alike; a relative effect, what they hold.
+    how = "sum" if metric.is_relative else "avg"
     return f"""{_GROUPS}
-        SELECT o.dataset AS dataset, {unit} AS unit, sum({ours}) AS c0,
-            sum({_side("o", below)}) AS c1, sum({theirs}) AS c2, sum({_side("r", below)}) AS c3
+        SELECT o.dataset AS dataset, {unit} AS unit, {how}({ours}) AS c0,
+            sum({_side("o", below)}) AS c1, {how}({theirs}) AS c2, sum({_side("r", below)}) AS c3
         FROM generations o JOIN generations r USING (dataset, prompt_id, seed)
             LEFT JOIN groups ON groups.dataset = o.dataset AND groups.prompt_id = o.prompt_id
         WHERE o.configuration = ? AND r.configuration = ? AND o.error IS NULL AND r.error IS NULL

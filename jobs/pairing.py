@@ -16,7 +16,7 @@ from jobs.metrics import column
 
 ROW_METRICS = (
     "prompt_tokens", "completion_tokens", "total_tokens", "base_completion_tokens",
-    "completion_bytes",
+    "completion_bytes", "ends_in_loop",
 )  # fmt: skip
 TIME_METRICS = ("ttft_s", "tpot_s", "e2e_s")
 

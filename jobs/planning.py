@@ -28,7 +28,7 @@ from jobs.configurations import expand
 from jobs.prompts import PromptRow, load
 from jobs.row_faults import require_few_faults
 from jobs.secrets_in_specs import require_no_secrets
-from jobs.shards import with_shards
+from jobs.shards import fewest_units, topped_up, with_shards
 from jobs.spec import DatasetSpec, TrialSpec
 from jobs.task_dataset import task_dataset
 from optim.errors import InputError
@@ -52,6 +52,8 @@ def make_plan(spec: TrialSpec, spec_path: str | Path) -> tuple[Plan, list[dict[s
     configurations = tuple(_fingerprinted(c, model, generation, around) for c in configurations)
     wanted = with_shards(spec.datasets, configurations, spec.analysis)
     datasets, rows = _datasets(spec.model_copy(update={"datasets": wanted}), model)
+    needed = fewest_units(configurations, spec.analysis, look=2)
+    datasets = topped_up(datasets, spec.datasets, needed)
     identity = {
         "code": _code_version(),
         "model": _model_identity(model),

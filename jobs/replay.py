@@ -20,6 +20,8 @@ from jobs.yaml_files import nearest
 from optim.errors import InputError
 
 _IDENTITY = {"run_id", "dataset", "prompt_id", "seed", "shard", "cell", "candidate"}
+_NEWER = {"is_greedy", "ends_in_loop"}
+"""Columns that stored rows may be older than: null there says nothing."""
 
 
 class Difference(NamedTuple):
@@ -172,7 +174,7 @@ def _differences(
             continue
         for name in columns:
             old, new = before[candidate].get(name), now[candidate].get(name)
-            is_unknown = name == "is_greedy" and old is None  # older than the column
+            is_unknown = name in _NEWER and old is None
             if old != new and not is_unknown:
                 found.append(Difference(place + name, old, new))
     return found

@@ -104,8 +104,10 @@ def _effects_table(comparison: dict[str, Any]) -> Table:
     table.add_column("", no_wrap=True)
     metrics = {metric.name: metric for metric in METRICS}
     for row in comparison["effects"]:
-        if row["statistic"] != "geometric mean" and row["estimate"] is not None:
-            table.add_row(*_effect_cells(metrics[row["metric"]], row))
+        metric = metrics[row["metric"]]
+        is_shown = metric.is_worth_a_line(row["reference_mean"], row["mean"])
+        if row["statistic"] != "geometric mean" and row["estimate"] is not None and is_shown:
+            table.add_row(*_effect_cells(metric, row))
     return table
 
 
@@ -133,7 +135,9 @@ def _footnotes(comparisons: list[dict[str, Any]]) -> list[str]:
         lines.append(f"No interval for {'; '.join(labels)}: {reason}.")
     if any(effect.includes_zero and not effect.identical for effect in map(_effect, rows)):
         lines.append("Where an interval includes 0, no difference is shown; it may still be there.")
-    lines.append("Changes are of totals, paired by prompt and seed. Bits per byte: the difference.")
+    lines.append(
+        "Changes are of totals, paired by prompt and seed. Bits per byte, shares: the difference."
+    )
     return lines
 
 
@@ -173,6 +177,8 @@ def _configurations_table(configurations: list[dict[str, Any]]) -> Table:
         table.add_row(Text(f"  {row['configuration']}"), counts)
     for metric in METRICS:
         rows = [row for row in configurations if metric.name in row["metrics"]]
+        if not metric.is_worth_a_line(*(row["metrics"][metric.name]["mean"] for row in rows)):
+            continue
         if rows:
             table.add_section()
             table.add_row(Text(metric.label, style="bold"))

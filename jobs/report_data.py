@@ -6,7 +6,7 @@ Relative effects are fractions, times seconds, memory bytes. A/A pairs come firs
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,6 +20,8 @@ from jobs.comparison import MetricEffect, main_effects
 from jobs.dominance import dominance_notes
 from jobs.findings import Findings, read_findings
 from jobs.history import code_data, history_notes
+from jobs.load import Load, loads
+from jobs.load_notes import load_notes
 from jobs.looks import TEST
 from jobs.memory_notes import memory_notes
 from jobs.metrics import METRICS, Metric, describe
@@ -42,6 +44,7 @@ def report_data(results: Results, claims: Sequence[Claim] | None = None) -> dict
     connection = connect(results)
     try:
         found = read_findings(connection, plan)
+        load = loads(connection)
         data = {
             "answer": headline_answer(found.judged, found.judgement),
             "trial": _trial(connection, results, plan),
@@ -52,7 +55,7 @@ def report_data(results: Results, claims: Sequence[Claim] | None = None) -> dict
             "verdicts": verdict_rows(found, primary_only=True),
             "alarms": [asdict(alarm) for alarm in found.alarms],
             "attribution": attribution_data(found),
-            "configurations": _configurations(connection, plan),
+            "configurations": _configurations(connection, plan, load),
             "comparisons": [_comparison_data(found, judged) for judged in found.judged],
         }
         if claims is not None:
@@ -63,6 +66,7 @@ def report_data(results: Results, claims: Sequence[Claim] | None = None) -> dict
             *error_notes(connection),
             *dominance_notes(found),
             *steadiness_notes(held),
+            *load_notes(connection, plan, load),
             *memory_notes(connection),
             *vocabulary_notes(connection, plan),
             *sparsity_notes(connection),
@@ -180,7 +184,9 @@ def _trial(connection: duckdb.DuckDBPyConnection, results: Results, plan: Plan) 
     }
 
 
-def _configurations(connection: duckdb.DuckDBPyConnection, plan: Plan) -> list[dict[str, Any]]:
+def _configurations(
+    connection: duckdb.DuckDBPyConnection, plan: Plan, load: Mapping[str, Load]
+) -> list[dict[str, Any]]:
     counts = {
         row[0]: row[1:]
         for row in connection.execute(
@@ -207,6 +213,7 @@ def _configurations(connection: duckdb.DuckDBPyConnection, plan: Plan) -> list[d
                 "rows": rows,
                 "num_errors": errors,
                 "num_length": lengths,
+                "mean_occupied_share": own.share if (own := load.get(configuration.name)) else None,
                 "metrics": metrics,
             }
         )

@@ -130,6 +130,7 @@ def _effects(data: Data) -> Iterator[str]:
             ]
             for row in comparison["effects"]
             if row["statistic"] != "geometric mean" and row["estimate"] is not None
+            if METRIC[row["metric"]].is_worth_a_line(row["reference_mean"], row["mean"])
         ]
         if rows:
             twice = ": the same configuration twice" if comparison["is_duplicate"] else ""
@@ -160,7 +161,8 @@ def _configurations(configurations: list[Data]) -> Iterator[str]:
         for c in configurations
     ]
     for metric in METRICS:
-        for c in configurations:
+        means = [c["metrics"].get(metric.name, {}).get("mean") for c in configurations]
+        for c in configurations if metric.is_worth_a_line(*means) else ():
             values = c["metrics"].get(metric.name)
             if values is not None:
                 shown = [metric.show(values[name]) for name in ("mean", "p50", "p95")]

@@ -10,6 +10,9 @@ import duckdb
 from jobs.metrics import column
 from jobs.pairing import ROW_METRICS, cluster_of
 
+_WHATEVER_THE_BUDGET = frozenset({"prompt_tokens", "ends_in_loop"})
+"""Metrics that are equal where the length budget decided both."""
+
 
 @dataclass(frozen=True)
 class TextComparison:
@@ -50,7 +53,7 @@ def compare_rows(
     by_budget = "(o.finish_reason = 'length' OR r.finish_reason = 'length')"
     unequal = ", ".join(
         f"count(*) FILTER ({done} AND ({column(m, 'o')} IS DISTINCT FROM {column(m, 'r')}"
-        + ("))" if m == "prompt_tokens" else f" OR ({other_text} AND {by_budget})))")
+        + ("))" if m in _WHATEVER_THE_BUDGET else f" OR ({other_text} AND {by_budget})))")
         for m in ROW_METRICS
     )
     row = connection.execute(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from cluster.plan import Configuration
+from cluster.plan import Configuration, Dataset
 from jobs.analysis.swaps import fewest_clusters
 from jobs.comparison import MIN_SHARDS
 from jobs.judgement import Judgement
@@ -41,4 +41,27 @@ def with_shards(
     shards = max(MIN_SHARDS, wanted)
     return tuple(
         d if d.shards is not None else d.model_copy(update={"shards": shards}) for d in datasets
+    )
+
+
+def topped_up(
+    datasets: Sequence[Dataset], given: Sequence[DatasetSpec], needed: int
+) -> tuple[Dataset, ...]:
+    """The datasets as read, where some are too small for their part of `needed` shards.
+
+    The others give what is missing, unless their spec says how many shards they have: each shard
+    more comes from the one whose shards stay the largest, so that they fill batches longest.
+    """
+    counts = [d.num_shards for d in datasets]
+    while sum(n for n, d in zip(counts, datasets, strict=True) if d.generates) < needed:
+        open_ = [
+            i
+            for i, (d, spec) in enumerate(zip(datasets, given, strict=True))
+            if spec.shards is None and d.generates and counts[i] < d.num_prompts
+        ]
+        if not open_:
+            break
+        counts[max(open_, key=lambda i: datasets[i].num_prompts / (counts[i] + 1))] += 1
+    return tuple(
+        d.model_copy(update={"num_shards": n}) for d, n in zip(datasets, counts, strict=True)
     )

@@ -115,7 +115,8 @@ class DatasetSpec(_Spec):
     shards: Annotated[Whole, Field(ge=1)] | None = None
     """Parts that the dataset is cut into, the units of work and resume; at most one per prompt.
     Verdicts on times and memory need at least 8, and more among many comparisons: left out, it is
-    as many as the trial's primary verdicts need, the next look's too."""
+    as many as the trial's primary verdicts need, the next look's too, and no more, since larger
+    shards fill batches better."""
     scorers: tuple[Scorer, ...] = ()
     """How outputs are scored: exact, normalised, contains, numeric, multiple_choice,
     `regex:PATTERN`, or your own function as `package.module:function`."""

@@ -149,17 +149,21 @@ def test_clock_text() -> None:
 
 
 def test_a_pilot_has_shards_of_the_trials_size() -> None:
+    from cluster.plan import Dataset
     from jobs.forecast import _few_of
     from jobs.spec import DatasetSpec
 
-    def pilot(limit: int | None, shards: int, prompts: int = 8) -> tuple[int | None, int]:
-        few = _few_of(DatasetSpec(path="x.jsonl", limit=limit, shards=shards), prompts)
+    def pilot(num_prompts: int, shards: int, prompts: int = 8) -> tuple[int | None, int | None]:
+        planned = Dataset(
+            name="x", num_prompts=num_prompts, first_row=0, num_shards=shards, fingerprint=""
+        )
+        few = _few_of(DatasetSpec(path="x.jsonl"), planned, prompts)
         return few.limit, few.shards
 
     assert pilot(24, 8) == (8, 3), "shards of 3, as far as 8 prompts go"
     assert pilot(200, 8) == (8, 3)
     assert pilot(16, 8) == (8, 4)
-    assert pilot(2, 8) == (2, 2)
+    assert pilot(2, 2) == (2, 2)
     assert pilot(200, 8, prompts=1) == (1, 1)
 
 

@@ -153,6 +153,9 @@ def test_cells_carry_time_memory_and_circumstances(ran: tuple[Plan, Results]) ->
         assert facts["weight_bytes_shared"] > 0
         assert facts["weight_bytes_private"] == 0
         assert facts["threads"] == 1
+        share = facts["mean_occupied_share"]
+        assert (share is None) == (facts["kind"] == "likelihoods")
+        assert share is None or 0 < share <= 1
         assert facts["order_in_block"] in (0, 1)
     orders = {f["order_in_block"] for f in results.cells()}
     assert orders == {0, 1}
