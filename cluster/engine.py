@@ -21,6 +21,7 @@ from cluster.prefixes import PrefixStore
 from cluster.sampling import Sampler, step_key
 from cluster.scoring import encode_pair, windows
 from cluster.sequence import Sequence
+from cluster.stopping import StopFinder
 from optim.cache import CacheFactory, SlotCache
 from optim.errors import SequenceError
 from optim.model import LanguageModel, PhaseName
@@ -54,6 +55,8 @@ class Engine:
         self._sampler = Sampler(lm.vocabulary.keys_V, lm.vocabulary.base_lengths_V, lm.device)
         self._base_lengths: list[int] = lm.vocabulary.base_lengths_V.tolist()
         self._ends = lm.end_ids
+        self._stops = StopFinder(lm.tokenizer)
+        self._num_embeddings = int(lm.model.get_input_embeddings().weight.shape[0])
         self.stats = EngineStats()
 
     def reset_stats(self) -> None:
@@ -130,11 +133,22 @@ class Engine:
             if start is None:
                 raise SequenceError("the prompt has no tokens")
             ids = [start]
+        self._require_embeddings(ids)
         if self.max_length is not None and len(ids) >= self.max_length:
             raise SequenceError(
                 f"the prompt has {len(ids)} tokens and the context window is {self.max_length}"
             )
         return ids
+
+    def _require_embeddings(self, ids: list[int]) -> None:
+        """A tokenizer may know tokens that were added without a row for them."""
+        wrong = next((each for each in ids if each >= self._num_embeddings), None)
+        if wrong is not None:
+            token = self.lm.tokenizer.convert_ids_to_tokens(wrong)
+            raise SequenceError(
+                f"the token {token!r} ({wrong}) has no embedding: the model has "
+                f"{self._num_embeddings} of them"
+            )
 
     def new_cache(self, longest: int) -> SlotCache:
         """A fresh cache for one call, for sequences of up to `longest` tokens."""
@@ -202,16 +216,10 @@ class Engine:
         return text
 
     def _cut_at_stop(self, result: Completion, stops: tuple[str, ...]) -> bool:
-        # A token holds at least one byte in a byte-level vocabulary, and special or partial ones
-        # may decode to nothing: twice the longest stop string in bytes is a safe tail.
-        tail = result.ids[-(2 * max(len(s.encode()) for s in stops) + 8) :]
-        if not any(s in self.decode(tail) for s in stops):
+        text = self._stops.cut(result.ids, stops)
+        if text is None:
             return False
-        text = self.decode(result.ids)
-        places = [place for s in stops if (place := text.find(s)) >= 0]
-        if not places:
-            return False
-        result.text = text[: min(places)]
+        result.text = text
         return True
 
     # --- scoring -------------------------------------------------------------------------------
@@ -233,6 +241,7 @@ class Engine:
             raise SequenceError("the continuation has no tokens")
         if not before:
             before = [self._start_token()]
+        self._require_embeddings([*before, *after])
         limit = self.lm.context_length
         parts = [(before, after)]
         # The last token is only predicted.

@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from optim.cache import CacheFactory, DynamicSlotCache
+from optim.checkpoint import load_whole, require_decoder
 from optim.errors import InputError
 
 DEMO = Path(__file__).parent / "demo_model"
@@ -162,15 +163,13 @@ def load(
     where = torch.device(_device(device))
     with _model_errors(path):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        require_decoder(config, path)
+        if getattr(config, "output_router_logits", False):
+            # Fine-tunes save it with their training's settings: it is of the loss, not of the text.
+            config.output_router_logits = False
         wanted = _dtype(dtype, config, where)
         _check_fits(config, wanted, where, path, trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=wanted,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-        )
+        model = load_whole(folder, path, config, dtype=wanted, trust_remote_code=trust_remote_code)
     model.requires_grad_(False)
     tokenizer = load_tokenizer(path, revision=revision, trust_remote_code=trust_remote_code)
     made = wrap(model.to(where), tokenizer)
@@ -311,6 +310,14 @@ def _model_errors(path: str) -> Iterator[None]:
         yield
     except InputError:
         raise
+    except ImportError as error:
+        first = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(
+            f"cannot be loaded without another package: {first[0][:300]}",
+            source=path,
+            field="model",
+            mend="Install it, or give the model's weights as they were before they were quantised",
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(

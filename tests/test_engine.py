@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -257,3 +259,38 @@ def test_scores_of_all_next_bytes_sum_to_one() -> None:
         nats, _ = engine._likelihood([*b"abc"], [token])
         total += 2.718281828459045**-nats
     assert total == pytest.approx(1.0, abs=0.02), "two of 258 tokens are special"
+
+
+def told(engine: Engine, ids: list[int]) -> Engine:
+    """An engine that writes these ids, whatever the model says."""
+    script, forward = iter(ids), engine.forward
+
+    def forced(phase: Any, **inputs: Any) -> torch.Tensor:
+        logits = torch.full_like(forward(phase, **inputs), -5.0)
+        logits[:, next(script)] = 5.0
+        return logits
+
+    engine.forward = forced  # type: ignore[method-assign]
+    return engine
+
+
+def test_a_stop_string_that_is_a_special_token() -> None:
+    lm = tiny_models.model("llama")
+    special, token = lm.tokenizer.bos_token_id, lm.tokenizer.bos_token
+    encode = lm.tokenizer.encode
+    ids = [*encode("Pa", add_special_tokens=False), special]
+    ids += encode("ris", add_special_tokens=False)
+    for stop, text in ((token, "Pa"), ("is", "Par"), (f"{token}r", "Pa")):
+        params = SamplingParams(max_new_tokens=12, stop=(stop,))
+        engine = told(Engine(lm, batch_size=1), ids)
+        [found] = engine.generate([Request("0", "x", params, 0)])
+        assert (found.text, found.finish_reason) == (text, "stop"), stop
+
+
+def test_a_token_without_an_embedding_fails_its_row_alone() -> None:
+    lm = tiny_models.model("llama")
+    tokenizer = copy.deepcopy(lm.tokenizer)
+    tokenizer.add_tokens(["<extra>"])
+    made = run(replace(lm, tokenizer=tokenizer), ["hello", "use <extra>", "bye"], batch_size=2)
+    said = "the token '<extra>' (258) has no embedding: the model has 258 of them"
+    assert [each.error for each in made] == [None, said, None]
