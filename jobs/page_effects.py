@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from jobs.comparison import MAIN_STATISTICS
 from jobs.page_parts import Cell, Figure, Fold, Part, Prose, Row, Section, Table, table
 from jobs.page_plots import Interval, intervals
 from jobs.page_verdicts import exploratory
 from jobs.page_words import METRIC, change, change_axis, finite, label, shape, verdict_cell
 from jobs.page_words import look as verdict_look
+from jobs.tails import TAILS
 from jobs.wording import NOTHING, number_text
 
 Data = dict[str, Any]
@@ -33,6 +35,7 @@ def effects(data: Data) -> Section:
     parts += shown
     rest: list[Part] = [each for each in (exploratory(data),) if each is not None]
     rest += others
+    rest += [each for each in (_tails(data),) if each is not None]
     if rest:
         parts.append(Fold("All other metrics, exploratory", rest))
     if data["scores"]:
@@ -43,7 +46,7 @@ def effects(data: Data) -> Section:
 def effect_of(comparison: Data, metric: str) -> Data | None:
     """The metric's main effect, where there is an estimate."""
     for row in comparison["effects"]:
-        if row["metric"] == metric and row["statistic"] != "geometric mean":
+        if row["metric"] == metric and row["statistic"] in MAIN_STATISTICS:
             return row if finite(row["estimate"]) is not None else None
     return None
 
@@ -93,6 +96,29 @@ def _forest(data: Data, metric: str) -> Figure | None:
         return None
     text = label(metric)
     return forest(f"effect-{metric}", text[:1].upper() + text[1:], metric, rows)
+
+
+def _tails(data: Data) -> Table | None:
+    """Of the slowest rows, by comparison and metric."""
+    found = [
+        (comparison, row)
+        for comparison in data["comparisons"]
+        if not comparison["is_duplicate"]
+        for row in comparison["effects"]
+        if row["statistic"] in TAILS and finite(row["estimate"]) is not None
+    ]
+    rows: list[Row] = [
+        [
+            Cell(comparison["configuration"], "key"),
+            Cell(f"{label(row['metric'])}, {row['statistic']}"),
+            METRIC[row["metric"]].show(row["reference_mean"]),
+            METRIC[row["metric"]].show(row["mean"]),
+            Cell(change(row), "num", note=row["reason"] or ""),
+        ]
+        for comparison, row in found
+    ]
+    columns = ("Configuration", "Quantile of rows", "Reference", "Here", "Change, 95 % interval")
+    return table("The slowest 5 % and 1 % of rows", columns, rows) if rows else None
 
 
 def _scores(scores: list[Data]) -> Table:
