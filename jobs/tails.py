@@ -1,6 +1,6 @@
 """p95 and p99 of times: whether the slowest rows became slower, of all rows that both sides have.
 
-Rows are read once per pair of configurations; above a million pairs DuckDB counts them in bins of
+Rows are read once per pair of configurations; above a million DuckDB counts them in bins of
 logarithms instead, so that memory grows with clusters and bins. The test: `jobs.analysis.tails`.
 """
 
@@ -27,7 +27,7 @@ from jobs.wording import plural
 
 TAILS: dict[Statistic, float] = {"p95": 0.95, "p99": 0.99}
 MOST_ROWS = 1_000_000
-"""Pairs of rows up to which every row is read; more are counted in bins."""
+"""Rows of both sides up to which every one is read; more are counted in bins."""
 BIN_WIDTH = 0.005
 """Of logarithms, so that a bin is 0.5 % wide."""
 _LARGEST_S = 1e12
@@ -50,7 +50,7 @@ def tail_effects(
     """p95 and p99 of each time. They are exploratory, and get no verdict."""
     leases = in_leases(connection)
     pair = comparison.configuration, comparison.vs
-    read = _in_bins if comparison.rows.num_pairs > MOST_ROWS else _of_rows
+    read = _in_bins if 2 * comparison.rows.num_pairs > MOST_ROWS else _of_rows
     samples = read(connection, pair, leases)
     metrics = {metric.name: metric for metric in METRICS}
     found = []

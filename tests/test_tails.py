@@ -332,3 +332,10 @@ def test_rows_without_a_time_are_left_out(tmp_path: Path) -> None:
     found = tails_of(make(tmp_path / "out", edit, num_datasets=1))
     assert (found["tpot_s", "p95"]["num_units"], found["tpot_s", "p95"]["num_left_out"]) == (118, 1)
     assert (found["e2e_s", "p95"]["num_units"], found["e2e_s", "p95"]["num_left_out"]) == (119, 0)
+
+
+def test_one_cluster_says_nothing_and_raises_nothing() -> None:
+    effect = tail_effect({"a": drawn(1, 1, 200)}, 0.95).effect
+    assert (effect.low, effect.high, effect.p) == (None, None, 1.0)
+    assert effect.reason is not None
+    assert tail_effect({}, 0.95).effect.reason == "there are no pairs"

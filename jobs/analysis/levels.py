@@ -229,7 +229,7 @@ def reaching(sample: Sample, theta: float, swaps: Counts, rank: float) -> Levels
 
 def with_none(swaps: Counts) -> Counts:
     """What swaps nothing, which is what was seen, before the swaps."""
-    return np.concatenate([np.zeros_like(swaps[:, :1]), swaps], axis=1)
+    return np.concatenate([np.zeros((len(swaps), 1), dtype=np.float32), swaps], axis=1)
 
 
 def _around(levels: Levels, swaps: Counts, least: float, most: float) -> Levels:

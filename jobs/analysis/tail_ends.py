@@ -17,7 +17,7 @@ import numpy as np
 from jobs.analysis.intervals import Floats
 from jobs.analysis.levels import Counts
 
-_STEPS, _TOLERANCE = 30, 5e-3
+_STEPS, _TOLERANCE = 30, 0.01
 _FARTHEST = 50.0
 _FIRST, _FURTHER = 0.85, 1.5
 
@@ -38,7 +38,7 @@ class Search:
     """So many swaps, at the least, have to be as extreme for a θ to be kept."""
 
     def end(self, guess: float) -> float:
-        """The largest distance that is kept, to 0.5 % of `guess`; may be infinite."""
+        """The largest distance that is kept, to 1 % of `guess`; may be infinite."""
         if not math.isfinite(guess):
             return math.inf
         inside, at_inside = 0.0, np.full(self.swaps.shape[1], guess)  # all are as extreme

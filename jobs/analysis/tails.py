@@ -161,16 +161,16 @@ class TailTest:
     @cached_property
     def p(self) -> float:
         """Two-sided p of no effect; exact to the draw where it is at most 5 %."""
-        num_extreme, num_tried = 0, 0
+        first, rest = self._swaps[:, :_BATCH], self._swaps[:, _BATCH:]
+        extreme = self._excess(0.0, first) >= 0
         # Only swaps in random order may be left off, and not those that are counted through.
         is_drawn = self._swaps.shape[1] == MOST_SWAPS
-        for start in range(0, self._swaps.shape[1], _BATCH):
-            extreme = np.cumsum(self._excess(0.0, self._swaps[:, start : start + _BATCH]) >= 0)
-            if is_drawn and num_extreme + extreme[-1] >= self._rank:
-                num_tried += 1 + int(np.searchsorted(extreme, self._rank - num_extreme))
-                return (self._rank + 1) / (num_tried + 1)
-            num_extreme, num_tried = num_extreme + int(extreme[-1]), num_tried + len(extreme)
-        return (num_extreme + 1) / (num_tried + 1)
+        if not is_drawn or extreme.sum() < self._rank:
+            extreme = np.concatenate([extreme, self._excess(0.0, rest) >= 0])
+        counts, num_tried = np.cumsum(extreme), len(extreme)
+        if is_drawn and counts[-1] >= self._rank:
+            num_tried = 1 + int(np.searchsorted(counts, self._rank))
+        return (int(extreme[:num_tried].sum()) + 1) / (num_tried + 1)
 
     def interval(self) -> tuple[float, float]:
         """The 95 % interval on the log scale; ends may be infinite."""
