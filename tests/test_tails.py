@@ -30,6 +30,8 @@ from jobs.analysis.tails import (
 )
 from jobs.comparison import MetricEffect, compare
 from jobs.effects_table import EFFECTS_FILE, rows_of_report, write_effects
+from jobs.page_effects import effects
+from jobs.page_parts import Fold, Table
 from jobs.query import connect
 from jobs.report import print_report
 from jobs.report_data import report_data
@@ -259,6 +261,9 @@ def test_a_report_says_how_the_slowest_rows_changed(results: Results) -> None:
     text = markdown(data)
     assert "time to first token, p95" in text
     assert text.count("500 are needed for an interval of p99") == 3
+    [folded] = [part for part in effects(data).parts if isinstance(part, Fold)]
+    [shown] = [p for p in folded.parts if isinstance(p, Table) and "slowest" in p.caption]
+    assert shown.num_rows == 6
     write_effects(results, rows_of_report(data))
     table = pq.read_table(results.store.path(EFFECTS_FILE)).to_pylist()
     [written] = [r for r in table if (r["metric"], r["statistic"]) == ("e2e_s", "p95")]
@@ -276,8 +281,15 @@ def test_few_rows_or_shards_give_the_number_that_is_needed(tmp_path: Path) -> No
     )
 
 
-def test_in_leases_rounds_are_swapped_in_all_data_sets_at_once(tmp_path: Path) -> None:
-    row = tails_of(make(tmp_path / "out", in_rounds(8, 0.01)))["ttft_s", "p95"]
+@pytest.fixture(scope="module")
+def leases(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return make(tmp_path_factory.mktemp("leases") / "out", in_rounds(8, 0.01))
+
+
+def test_in_leases_rounds_are_swapped_in_all_data_sets_at_once(
+    leases: Results, tmp_path: Path
+) -> None:
+    row = tails_of(leases)["ttft_s", "p95"]
     assert row["num_clusters"] == 8
     assert row["method"] == "cluster swaps"
     assert row["p"] == 2**-7, "every round was faster, and 127 swaps are all there are"
@@ -288,28 +300,27 @@ def test_in_leases_rounds_are_swapped_in_all_data_sets_at_once(tmp_path: Path) -
     assert reason == "3 rounds of leases, and 6 are needed for an interval: `workers.rounds`"
 
 
-@pytest.mark.parametrize("edit", [None, in_rounds(8, 0.05)])
+@pytest.mark.parametrize("name", ["results", "leases"])
 def test_counts_in_bins_are_those_of_the_rows(
-    tmp_path: Path, results: Results, monkeypatch: pytest.MonkeyPatch, edit: Any
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    made = results if edit is None else make(tmp_path / "out", edit)
-    rows = tails_of(made)
     given: list[dict[str, Any]] = []
-    for most in (10**6, 0):
-        monkeypatch.setattr(jobs.tails, "MOST_ROWS", most)
-        monkeypatch.setattr(jobs.tails, "tail_effect", kept(given))
-        found = tails_of(made)
-    half = len(given) // 2
-    for exact, counted in zip(given[:half], given[half:], strict=True):
-        for name, sample in exact.items():
+    monkeypatch.setattr(jobs.tails, "tail_effect", kept(given))
+    exact = tails_of(request.getfixturevalue(name))
+    monkeypatch.setattr(jobs.tails, "MOST_ROWS", 0)
+    counted = tails_of(request.getfixturevalue(name))
+    assert len(given) == 12
+    for sets, in_bins in zip(given[:6], given[6:], strict=True):
+        assert list(sets) == list(in_bins) == ["set0", "set1"]
+        for each, sample in sets.items():
             wanted = binned(sample, 0.005)
-            assert counted[name].first == wanted.first
-            assert (counted[name].num == wanted.num).all()
-    for key, row in found.items():
-        for name in ("num_units", "num_clusters", "num_left_out", "reason", "identical"):
-            assert row[name] == rows[key][name]
+            assert in_bins[each].first == wanted.first
+            assert (in_bins[each].num == wanted.num).all()
+    for key, row in counted.items():
+        for field in ("num_units", "num_clusters", "num_left_out", "reason", "identical"):
+            assert row[field] == exact[key][field]
         # Each side's quantile is known to half a per cent.
-        assert row["estimate"] == pytest.approx(rows[key]["estimate"], abs=0.01)
+        assert row["estimate"] == pytest.approx(exact[key]["estimate"], abs=0.01)
 
 
 def kept(given: list[dict[str, Any]]) -> Callable[..., Any]:
