@@ -11,6 +11,7 @@ from rich.text import Text
 
 from cluster.results import Results
 from jobs.answer_commands import print_paragraphs
+from jobs.comparison import MAIN_STATISTICS
 from jobs.explain import explain_results
 from jobs.metrics import METRICS
 from jobs.report_data import report_data
@@ -51,7 +52,7 @@ def _table(comparison: dict[str, Any]) -> Table:
     rows = {
         row["metric"]: row
         for row in comparison["effects"]
-        if row["statistic"] != "geometric mean" and row["estimate"] is not None
+        if row["statistic"] in MAIN_STATISTICS and row["estimate"] is not None
     }
     for name in SHOWN:
         if name not in rows:

@@ -40,7 +40,9 @@ MIN_SHARDS = 8
 """Shards per dataset that an interval for time, throughput or memory needs: rows of a shard share
 its cells' noise, so shards are what is independent, and fewer say too little of their spread."""
 
-Statistic = Literal["ratio of totals", "geometric mean", "mean difference"]
+Statistic = Literal["ratio of totals", "geometric mean", "mean difference", "p95", "p99"]
+MAIN_STATISTICS = frozenset({"ratio of totals", "mean difference"})
+"""What is judged: of totals (what people pay), or a difference. A metric has one of them."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class MetricEffect:
     metric: Metric
     statistic: Statistic
     reference_mean: float | None
-    """Mean over the paired units; of a rate, total amount over total time."""
+    """Mean over the paired units; of a rate, total amount over total time; of p95 and p99 the
+    quantile of rows, and the geometric mean of the data sets' ones."""
     mean: float | None
     effect: Effect
 
@@ -79,8 +82,8 @@ class Comparison:
 
 
 def main_effects(comparison: Comparison) -> list[MetricEffect]:
-    """The effect that is judged of each metric: of totals (what people pay), or a difference."""
-    return [e for e in comparison.effects if e.statistic != "geometric mean"]
+    """The effect that is judged of each metric."""
+    return [e for e in comparison.effects if e.statistic in MAIN_STATISTICS]
 
 
 def cache_name(configuration: Configuration) -> str:

@@ -15,6 +15,7 @@ from jobs.looks import TEST
 from jobs.query import connect
 from jobs.report_data import effect_rows
 from jobs.table_files import VERSION, write_rows
+from jobs.tails import with_tails
 
 EFFECTS_FILE = "tables/effects.parquet"
 
@@ -23,13 +24,23 @@ EFFECTS = [
     Column("configuration", TEXT, "the configuration that is compared"),
     Column("vs", TEXT, "its reference"),
     Column("metric", TEXT, "as in the report; times in seconds, memory in bytes"),
-    Column("statistic", TEXT, "ratio of totals, geometric mean, or mean difference"),
-    Column("reference_mean", FLOAT, "the reference's mean over paired units"),
+    Column(
+        "statistic",
+        TEXT,
+        "ratio of totals, geometric mean, mean difference, p95 or p99 (quantiles of rows)",
+    ),
+    Column(
+        "reference_mean",
+        FLOAT,
+        "the reference's mean over paired units; of p95 and p99 its quantile",
+    ),
     Column("mean", FLOAT, "the configuration's"),
     Column("estimate", FLOAT, "relative change as a fraction; of a mean difference, the metric's"),
     Column("low", FLOAT, "lower bound of the 95 % interval; null where there is none"),
     Column("high", FLOAT, "upper bound"),
-    Column("num_units", INT, "paired prompts, or shards for memory and throughput"),
+    Column(
+        "num_units", INT, "paired prompts; shards for memory and throughput, rows for p95 and p99"
+    ),
     Column("num_clusters", INT, "independent groups of units that the interval rests on"),
     Column("method", TEXT, "the test that p and the interval are of"),
     Column("reason", TEXT, "why there is no estimate or no interval"),
@@ -45,7 +56,7 @@ EFFECTS = [
         "verdict",
         TEXT,
         "better, worse, higher, lower, equivalent, exactly equal, inconclusive "
-        "or withheld; null where none is given, as of geometric means and repeats",
+        "or withheld; null where none is given, as of geometric means, tails and repeats",
     ),
     Column("family", TEXT, "primary or exploratory"),
     Column("margin", FLOAT, "δ of the verdict: a fraction, or in the metric's own unit"),
@@ -94,6 +105,6 @@ def _read(results: Results) -> list[dict[str, Any]]:
     plan = results.plan()
     connection = connect(results)
     try:
-        return effect_rows(read_findings(connection, plan))
+        return effect_rows(with_tails(connection, read_findings(connection, plan)))
     finally:
         connection.close()

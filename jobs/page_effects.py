@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from jobs.comparison import MAIN_STATISTICS
 from jobs.page_parts import Cell, Figure, Fold, Part, Prose, Row, Section, Table, table
 from jobs.page_plots import Interval, intervals
 from jobs.page_verdicts import exploratory
 from jobs.page_words import METRIC, change, change_axis, finite, label, shape, verdict_cell
 from jobs.page_words import look as verdict_look
 from jobs.set_table import HEADING, set_columns, set_rows
+from jobs.tails import TAILS
 from jobs.wording import NOTHING, number_text
 
 Data = dict[str, Any]
@@ -38,6 +40,7 @@ def effects(data: Data) -> Section:
         parts.append(table(f"{HEADING}: each one's own change", headings, cells))
     rest: list[Part] = [each for each in (exploratory(data),) if each is not None]
     rest += others
+    rest += [each for each in (_tails(data),) if each is not None]
     if rest:
         parts.append(Fold("All other metrics, exploratory", rest))
     if data["scores"]:
@@ -48,7 +51,7 @@ def effects(data: Data) -> Section:
 def effect_of(comparison: Data, metric: str) -> Data | None:
     """The metric's main effect, where there is an estimate."""
     for row in comparison["effects"]:
-        if row["metric"] == metric and row["statistic"] != "geometric mean":
+        if row["metric"] == metric and row["statistic"] in MAIN_STATISTICS:
             return row if finite(row["estimate"]) is not None else None
     return None
 
@@ -98,6 +101,29 @@ def _forest(data: Data, metric: str) -> Figure | None:
         return None
     text = label(metric)
     return forest(f"effect-{metric}", text[:1].upper() + text[1:], metric, rows)
+
+
+def _tails(data: Data) -> Table | None:
+    """Of the slowest rows, by comparison and metric."""
+    found = [
+        (comparison, row)
+        for comparison in data["comparisons"]
+        if not comparison["is_duplicate"]
+        for row in comparison["effects"]
+        if row["statistic"] in TAILS and finite(row["estimate"]) is not None
+    ]
+    rows: list[Row] = [
+        [
+            Cell(comparison["configuration"], "key"),
+            Cell(f"{label(row['metric'])}, {row['statistic']}"),
+            METRIC[row["metric"]].show(row["reference_mean"]),
+            METRIC[row["metric"]].show(row["mean"]),
+            Cell(change(row), "num", note=row["reason"] or ""),
+        ]
+        for comparison, row in found
+    ]
+    columns = ("Configuration", "Quantile of rows", "Reference", "Here", "Change, 95 % interval")
+    return table("The slowest 5 % and 1 % of rows", columns, rows) if rows else None
 
 
 def _scores(scores: list[Data]) -> Table:

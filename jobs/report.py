@@ -11,9 +11,11 @@ from rich.text import Text
 
 from cluster.results import Results
 from jobs.analysis.effects import WRITTEN, Effect
+from jobs.comparison import MAIN_STATISTICS
 from jobs.metrics import METRICS, Metric
 from jobs.report_data import report_data
 from jobs.set_table import HEADING, set_columns, set_rows
+from jobs.tails import TAILS
 from jobs.trial_words import headline, shortcomings
 from jobs.verdict_tables import attribution_notes, attribution_table, verdict_notes, verdict_tables
 from jobs.wording import interval_text, number_text, p_text, percent_text
@@ -93,7 +95,7 @@ def _table(title: str) -> Table:
 
 
 def _effects_table(comparison: dict[str, Any]) -> Table:
-    """One row per metric; the geometric means are left to the JSON and Parquet."""
+    """One row per metric; geometric means and tails are left to the JSON and Parquet."""
     title = f"{comparison['configuration']} against {comparison['vs']}"
     twice = ": the same configuration twice" if comparison["is_duplicate"] else ""
     table = _table(title + twice)
@@ -106,7 +108,7 @@ def _effects_table(comparison: dict[str, Any]) -> Table:
     for row in comparison["effects"]:
         metric = metrics[row["metric"]]
         is_shown = metric.is_worth_a_line(row["reference_mean"], row["mean"])
-        if row["statistic"] != "geometric mean" and row["estimate"] is not None and is_shown:
+        if row["statistic"] in MAIN_STATISTICS and row["estimate"] is not None and is_shown:
             table.add_row(*_effect_cells(metric, row))
     return table
 
@@ -128,7 +130,12 @@ def _effect_cells(metric: Metric, row: dict[str, Any]) -> list[Text]:
 
 def _footnotes(comparisons: list[dict[str, Any]]) -> list[str]:
     lines = []
-    rows = [row for c in comparisons for row in c["effects"] if row["estimate"] is not None]
+    rows = [
+        row
+        for c in comparisons
+        for row in c["effects"]
+        if row["estimate"] is not None and row["statistic"] not in TAILS
+    ]
     for reason in sorted({row["reason"] for row in rows} - {None}):
         names = {row["metric"] for row in rows if row["reason"] == reason}
         labels = [metric.label for metric in METRICS if metric.name in names]

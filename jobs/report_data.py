@@ -16,7 +16,7 @@ from cluster.plan import Plan
 from cluster.results import Results
 from jobs.answers import answer, headline_answer, statement
 from jobs.claims import Checked, Claim, check_claims
-from jobs.comparison import MetricEffect, main_effects
+from jobs.comparison import MAIN_STATISTICS, MetricEffect, main_effects
 from jobs.dominance import dominance_notes
 from jobs.findings import Findings, read_findings
 from jobs.history import code_data, history_notes
@@ -30,6 +30,7 @@ from jobs.row_faults import error_notes
 from jobs.score import BITS_PER_BYTE, score_statistics
 from jobs.sparsity_notes import sparsity_notes
 from jobs.steadiness import steadiness, steadiness_data, steadiness_notes
+from jobs.tails import with_tails
 from jobs.verdicts import Judged
 from jobs.vocabulary_notes import vocabulary_notes
 from optim.errors import InputError
@@ -43,7 +44,7 @@ def report_data(results: Results, claims: Sequence[Claim] | None = None) -> dict
     plan = results.plan()
     connection = connect(results)
     try:
-        found = read_findings(connection, plan)
+        found = with_tails(connection, read_findings(connection, plan))
         load = loads(connection)
         data = {
             "answer": headline_answer(found.judged, found.judgement),
@@ -244,7 +245,7 @@ def _written(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _effect_data(found: Findings, judged: Judged, effect: MetricEffect) -> dict[str, Any]:
     name = effect.metric.name
-    is_main = effect.statistic != "geometric mean"
+    is_main = effect.statistic in MAIN_STATISTICS
     verdict = judged.verdicts.get(name) if is_main else None
     need = found.needs.get((judged.comparison.configuration, name)) if is_main else None
     return {

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from jobs.comparison import MAIN_STATISTICS
 from jobs.metrics import METRICS
 from jobs.page_words import METRIC, change, contrast_text, is_nothing, label, share_text
 from jobs.set_table import HEADING, set_columns, set_rows
+from jobs.tails import TAILS
 from jobs.trial_words import NO_VERDICT, headline, shortcomings
 from jobs.verdict_tables import margin_text, verdict_notes, verdict_phrase
 from jobs.whole_file import write_whole
@@ -122,14 +124,14 @@ def _effects(data: Data) -> Iterator[str]:
     for comparison in data["comparisons"]:
         rows = [
             [
-                METRIC[row["metric"]].label,
+                _named(row),
                 METRIC[row["metric"]].show(row["reference_mean"]),
                 METRIC[row["metric"]].show(row["mean"]),
                 change(row),
                 row["verdict"] or row["reason"] or "",
             ]
             for row in comparison["effects"]
-            if row["statistic"] != "geometric mean" and row["estimate"] is not None
+            if row["statistic"] in MAIN_STATISTICS | set(TAILS) and row["estimate"] is not None
             if METRIC[row["metric"]].is_worth_a_line(row["reference_mean"], row["mean"])
         ]
         if rows:
@@ -138,6 +140,11 @@ def _effects(data: Data) -> Iterator[str]:
             yield f"### {_plain(names)}"
             columns = ("metric", "reference", "mean", "change, 95 % interval", "")
             yield _table(columns, rows, words=(0, 4))
+
+
+def _named(row: Data) -> str:
+    label = METRIC[row["metric"]].label
+    return f"{label}, {row['statistic']}" if row["statistic"] in TAILS else label
 
 
 def _scores(scores: list[Data]) -> Iterator[str]:

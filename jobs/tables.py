@@ -87,7 +87,11 @@ def tables_markdown() -> str:
             "What people pay is the `ratio of totals`; the `geometric mean` is the typical "
             "prompt's change. Metrics that are no",
             "ratio have a `mean difference`. A repeated configuration is compared with what it "
-            "repeats, and gets no verdict.",
+            "repeats, and gets no verdict. `p95` and `p99` of times are of",
+            "all rows that both sides have (cold engines left out; of several data sets the "
+            "geometric mean), and exploratory: they get",
+            "no verdict. Above a million rows they are counted in bins 0.5 % wide, as `method` "
+            "then says.",
             "",
             *_columns(EFFECTS),
             "",

@@ -18,6 +18,7 @@ from trial_results import FASTER, FEWER, configurations, make_results
 
 from cluster.plan import Cell, Configuration, OptimizationSettings
 from cluster.results import Results, write_prompts
+from jobs.comparison import MAIN_STATISTICS
 from jobs.effects_table import EFFECTS, EFFECTS_FILE, write_effects
 from jobs.report import report
 from jobs.report_data import report_data
@@ -33,7 +34,7 @@ def printed(results: Results, width: int = 100) -> str:
 
 def effects_of(data: dict[str, Any], configuration: str) -> dict[str, Any]:
     comparison = next(c for c in data["comparisons"] if c["configuration"] == configuration)
-    return {e["metric"]: e for e in comparison["effects"] if e["statistic"] != "geometric mean"}
+    return {e["metric"]: e for e in comparison["effects"] if e["statistic"] in MAIN_STATISTICS}
 
 
 @pytest.fixture(scope="module")
