@@ -79,9 +79,13 @@ def evaluate(
     from jobs.progress_display import ProgressDisplay
     from jobs.report import print_report
     from jobs.report_data import report_data
+    from jobs.score_names import spec_scores
+    from jobs.spec import read_spec
 
     out = console()
-    promised = None if claims is None else read_claims(claims)
+    promised = None
+    if claims is not None:
+        promised = read_claims(claims, spec_scores(read_spec(spec)))
     try:
         with ProgressDisplay(out) as display:
             results, outcome = run(
@@ -129,13 +133,15 @@ def report(
     from jobs.claims import read_claims
     from jobs.report import print_report
     from jobs.report_data import report_data
+    from jobs.score_names import plan_scores
     from jobs.tables import update_tables
     from jobs.whole_file import require_place
 
     for file in filter(None, (html, markdown)):
         require_place(file)
     results = Results(directory)
-    data = report_data(results, None if claims is None else read_claims(claims))
+    promised = None if claims is None else read_claims(claims, plan_scores(results.plan()))
+    data = report_data(results, promised)
     if (problem := update_tables(results, data)) is not None:
         Console(stderr=True, soft_wrap=True).print(problem, style="yellow", markup=False)
     if html is not None:

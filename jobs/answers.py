@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from jobs.comparison import Comparison, MetricEffect, main_effects
+from jobs.comparison import Comparison, MetricEffect, main_effects, metrics_of
 from jobs.judgement import Judgement
-from jobs.metrics import METRICS, Metric
+from jobs.metrics import BY_NAME, Metric
 from jobs.verdicts import Judged, Verdict
 from jobs.wording import interval_text, number_text, percent_text, plural
 
@@ -25,10 +25,11 @@ def headline_answer(judged: Sequence[Judged], judgement: Judgement) -> str:
     if not arms:
         return "Did anything change? There is nothing to compare yet."
     worse, parts = [], []
-    for metric in [m for m in METRICS if m.name in judgement.primary]:
+    metrics = metrics_of(each.comparison for each in arms)
+    for metric in [m for m in metrics if m.name in judgement.primary]:
         for word in sorted(DIRECTED):
             said = _said(arms, metric, word)
-            if said and metric.source == "quality" and word == "worse":
+            if said and metric.is_quality and word == "worse":
                 worse.append(said)
             elif said:
                 parts.append(said)
@@ -101,8 +102,7 @@ def answer(judged: Judged, judgement: Judgement) -> str:
         names = list(_REPEATED)
     else:
         start = f"{comparison.configuration} against {comparison.vs}: "
-        quality = [m.name for m in METRICS if m.source == "quality"]
-        names = sorted(judgement.primary, key=lambda name: name not in quality)
+        names = sorted(judgement.primary, key=lambda name: not BY_NAME[name].is_quality)
     for name in names:
         found = next((e for e in main_effects(comparison) if e.metric.name == name), None)
         if found is None or found.effect.estimate is None:

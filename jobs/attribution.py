@@ -126,16 +126,23 @@ def _checked(
 
 
 def attributions(
-    connection: duckdb.DuckDBPyConnection, design: Design, judgement: Judgement
+    connection: duckdb.DuckDBPyConnection,
+    design: Design,
+    judgement: Judgement,
+    scores: Sequence[Metric] = (),
 ) -> list[Attribution]:
-    """One per primary metric and per part of a token difference; none without a full factorial."""
+    """One per primary metric and per part of a token difference; none without a full factorial.
+
+    `scores` are metrics as well, of outputs that the connection has the scores of.
+    """
     if design.reason is not None:
         return []
     names = dict.fromkeys((*judgement.primary, *TOKENS, "prompt_tokens"))
     # All intervals of the primary metrics hold together (Bonferroni), as their verdicts do.
     num_contrasts = 2 ** len(design.factors) - 1
     confidence = 1 - judgement.alpha / (num_contrasts * len(judgement.primary))
-    return [_attribution(connection, design, m, confidence) for m in METRICS if m.name in names]
+    metrics = [metric for metric in (*METRICS, *scores) if metric.name in names]
+    return [_attribution(connection, design, metric, confidence) for metric in metrics]
 
 
 def _attribution(

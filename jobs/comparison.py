@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -51,6 +51,8 @@ class MetricEffect:
     """Mean over the paired units; of a rate, total amount over total time."""
     mean: float | None
     effect: Effect
+    withheld: str | None = None
+    """Why it gets no verdict, where that is known of the metric alone."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,12 @@ class Comparison:
 def main_effects(comparison: Comparison) -> list[MetricEffect]:
     """The effect that is judged of each metric: of totals (what people pay), or a difference."""
     return [e for e in comparison.effects if e.statistic != "geometric mean"]
+
+
+def metrics_of(comparisons: Iterable[Comparison]) -> list[Metric]:
+    """All that some comparison has an effect of, in the order of effects."""
+    found = {e.metric.name: e.metric for c in comparisons for e in main_effects(c)}
+    return list(found.values())
 
 
 def cache_name(configuration: Configuration) -> str:

@@ -1,5 +1,7 @@
 """The metrics of a report: what each is called, how it is shown, and each configuration's values.
 
+Whatever outputs are scored by is a metric too, of the source `score` (`jobs.scored`), named as the
+scorer or the task names it.
 Values are described by DuckDB over all datasets and seeds: rows of a generation for tokens and
 times (failed rows and cold engines left out), cells for throughput and memory, targets for quality.
 """
@@ -15,7 +17,7 @@ import duckdb
 from jobs.analysis.quantiles import order_levels
 from jobs.wording import bytes_text, duration_text, number_text
 
-Source = Literal["row", "time", "rate", "per", "peak", "quality"]
+Source = Literal["row", "time", "rate", "per", "peak", "quality", "score"]
 Direction = Literal["lower", "higher", "neither"]
 
 
@@ -39,7 +41,12 @@ class Metric:
     @property
     def is_relative(self) -> bool:
         """Whether its effect is a fraction of the reference."""
-        return self.source != "quality"
+        return not self.is_quality
+
+    @property
+    def is_quality(self) -> bool:
+        """Whether it says how good outputs are."""
+        return self.source in ("quality", "score")
 
     @property
     def totals(self) -> tuple[str, str]:
@@ -54,7 +61,8 @@ class Metric:
     @property
     def is_timed(self) -> bool:
         """Whether the rows of a cell share its noise, and a cold engine's rows have none of it."""
-        return self.source in ("time", "rate") or self.name.startswith("e2e_s")
+        is_time = self.source in ("time", "rate") or self.name.startswith("e2e_s")
+        return is_time and self.source != "score"
 
     @property
     def grows_with_length(self) -> bool:
@@ -63,7 +71,7 @@ class Metric:
 
     @property
     def is_memory(self) -> bool:
-        return self.name.startswith("kv_")
+        return self.name.startswith("kv_") and self.source != "score"
 
 
 _WITH_LENGTH = frozenset(
@@ -140,6 +148,21 @@ METRICS = (
     Metric("kv_byte_s_per_byte", "KV byte-seconds per byte", number_text, "rate", margin=0.03),
     Metric("bits_per_byte", "bits per byte of targets", number_text, "quality", margin=0.01),
 )
+
+
+class MetricsByName(dict[str, Metric]):
+    """Metrics by their names; a name that is none of theirs is a score's."""
+
+    def __missing__(self, name: str) -> Metric:
+        return score_metric(name)
+
+
+def score_metric(name: str, direction: Direction = "higher") -> Metric:
+    """What outputs are scored by, as a metric: a difference matters from 0.02 on, in its unit."""
+    return Metric(name, name, number_text, "score", is_described=False, direction=direction)
+
+
+BY_NAME = MetricsByName({metric.name: metric for metric in METRICS})
 
 _SUMS = {"total_tokens": ("prompt_tokens", "completion_tokens")}
 

@@ -24,6 +24,7 @@ from jobs.analysis.power import Needs, needed
 from jobs.comparison import MetricEffect
 from jobs.judgement import Judgement
 from jobs.metrics import Metric, column
+from jobs.paired_scores import is_sampled, score_influences
 from jobs.pairing import in_leases
 from jobs.verdicts import margin_on_scale
 
@@ -70,7 +71,7 @@ def need(
     run = [d for d in plan.datasets if d.arms is None or pair[0] in d.arms]
     per_unit = sum(d.num_prompts for d in run) / num_units
     prompts = None if wanted.num_prompts is None else math.ceil(wanted.num_prompts * per_unit)
-    seeds = None if found.metric.source == "quality" else wanted.num_seeds
+    seeds = wanted.num_seeds if _takes_seeds(connection, found.metric) else None
     return Need(prompts, seeds, wanted.reason)
 
 
@@ -99,6 +100,13 @@ def _least(
     return min(wanted, key=lambda need: math.inf if need.num_prompts is None else need.num_prompts)
 
 
+def _takes_seeds(connection: duckdb.DuckDBPyConnection, metric: Metric) -> bool:
+    """Whether another seed says more of it: likelihoods have none."""
+    if metric.source == "score":
+        return is_sampled(connection, metric.name)
+    return metric.source != "quality"
+
+
 def influences(
     connection: duckdb.DuckDBPyConnection, pair: tuple[str, str], metric: Metric
 ) -> tuple[list[float], list[tuple[Any, ...]]]:
@@ -107,6 +115,8 @@ def influences(
     A relative effect is linearised: N·K·(b_i / Σb − a_i / Σa), and the same of both totals of a
     rate. Their mean over units, then units, has the effect's standard error.
     """
+    if metric.source == "score":
+        return score_influences(connection, pair, metric.name)
     rows = connection.execute(_query(metric), list(pair)).fetchnumpy()
     size = len(rows["dataset"])
     columns = [np.asarray(rows[f"c{i}"], dtype=np.float64) for i in range(4)]

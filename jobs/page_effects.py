@@ -7,7 +7,16 @@ from typing import Any
 from jobs.page_parts import Cell, Figure, Fold, Part, Prose, Row, Section, Table, table
 from jobs.page_plots import Interval, intervals
 from jobs.page_verdicts import exploratory
-from jobs.page_words import METRIC, change, change_axis, finite, label, shape, verdict_cell
+from jobs.page_words import (
+    METRIC,
+    change,
+    change_axis,
+    finite,
+    label,
+    names_in,
+    shape,
+    verdict_cell,
+)
 from jobs.page_words import look as verdict_look
 from jobs.wording import NOTHING, number_text
 
@@ -22,8 +31,9 @@ _EXPLAINED = (
 def effects(data: Data) -> Section:
     """A forest plot per metric, the primary ones first and the others folded."""
     primary = data["judgement"]["primary"]
-    shown = [f for f in (_forest(data, m) for m in METRIC if m in primary) if f is not None]
-    others = [f for f in (_forest(data, m) for m in METRIC if m not in primary) if f is not None]
+    names = names_in(data)
+    shown = [f for f in (_forest(data, m) for m in names if m in primary) if f is not None]
+    others = [f for f in (_forest(data, m) for m in names if m not in primary) if f is not None]
     parts: list[Part] = []
     if not shown and not others:
         nothing = "There are no effects yet: that takes rows of a configuration and its reference."

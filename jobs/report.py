@@ -11,7 +11,7 @@ from rich.text import Text
 
 from cluster.results import Results
 from jobs.analysis.effects import WRITTEN, Effect
-from jobs.metrics import METRICS, Metric
+from jobs.metrics import BY_NAME, METRICS, Metric
 from jobs.report_data import report_data
 from jobs.trial_words import headline, shortcomings
 from jobs.verdict_tables import attribution_notes, attribution_table, verdict_notes, verdict_tables
@@ -89,10 +89,9 @@ def _effects_table(comparison: dict[str, Any]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True, min_width=_NUMBER_WIDTH)
     table.add_column("95 % interval", justify="right", no_wrap=True, min_width=_INTERVAL_WIDTH)
     table.add_column("", no_wrap=True)
-    metrics = {metric.name: metric for metric in METRICS}
     for row in comparison["effects"]:
         if row["statistic"] != "geometric mean" and row["estimate"] is not None:
-            table.add_row(*_effect_cells(metrics[row["metric"]], row))
+            table.add_row(*_effect_cells(BY_NAME[row["metric"]], row))
     return table
 
 
@@ -115,12 +114,15 @@ def _footnotes(comparisons: list[dict[str, Any]]) -> list[str]:
     lines = []
     rows = [row for c in comparisons for row in c["effects"] if row["estimate"] is not None]
     for reason in sorted({row["reason"] for row in rows} - {None}):
-        names = {row["metric"] for row in rows if row["reason"] == reason}
-        labels = [metric.label for metric in METRICS if metric.name in names]
+        names = dict.fromkeys(row["metric"] for row in rows if row["reason"] == reason)
+        labels = [BY_NAME[name].label for name in names]
         lines.append(f"No interval for {'; '.join(labels)}: {reason}.")
     if any(effect.includes_zero and not effect.identical for effect in map(_effect, rows)):
         lines.append("Where an interval includes 0, no difference is shown; it may still be there.")
-    lines.append("Changes are of totals, paired by prompt and seed. Bits per byte: the difference.")
+    named = "Bits per byte"
+    if any(BY_NAME[row["metric"]].source == "score" for row in rows):
+        named += " and scores"
+    lines.append(f"Changes are of totals, paired by prompt and seed. {named}: the difference.")
     return lines
 
 
