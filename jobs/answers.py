@@ -44,7 +44,9 @@ def headline_answer(judged: Sequence[Judged], judgement: Judgement) -> str:
         if open_[word]
     ]
     text = "; ".join([*worse, texts, *parts, *others])
-    return f"Did anything change? {text[0].upper()}{text[1:]}."
+    if not text.startswith(tuple(m.name for m in metrics if m.source == "score")):
+        text = text[0].upper() + text[1:]  # a score's name is as it is written
+    return f"Did anything change? {text}."
 
 
 def _said(judged: Sequence[Judged], metric: Metric, word: str) -> str | None:

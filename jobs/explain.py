@@ -126,7 +126,6 @@ def _question(comparison: Comparison, found: MetricEffect, verdict: Verdict | No
 
 def _measured(found: Findings, comparison: Comparison, effect: MetricEffect) -> Iterator[str]:
     show = effect.metric.show
-    label = effect.metric.label.removeprefix("· ")
     if effect.effect.estimate is None:
         yield f"Nothing can be said: {effect.effect.reason}."
         return
@@ -135,7 +134,7 @@ def _measured(found: Findings, comparison: Comparison, effect: MetricEffect) -> 
     if effect.metric.source in ("rate", "peak"):
         units += " of shards"
     yield (
-        f"{label[0].upper() + label[1:]}: {show(effect.reference_mean)} became "
+        f"{effect.metric.heading}: {show(effect.reference_mean)} became "
         f"{show(effect.mean)}, {effect_phrase(effect, verdict)}, over {units} of equal prompts and "
         f"{plural(len(found.plan.seeds), 'seed')}."
     )

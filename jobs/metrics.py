@@ -49,6 +49,12 @@ class Metric:
         return self.source in ("quality", "score")
 
     @property
+    def heading(self) -> str:
+        """The label as a sentence begins with it; a score's name is as it is written."""
+        text = self.label.removeprefix("· ")
+        return text if self.source == "score" else text[:1].upper() + text[1:]
+
+    @property
     def totals(self) -> tuple[str, str]:
         """Of a rate: the cell's total, and the one that it is divided by."""
         return _RATES[self.name]

@@ -9,10 +9,10 @@ from jobs.page_plots import Interval, intervals
 from jobs.page_verdicts import exploratory
 from jobs.page_words import (
     METRIC,
+    anchor,
     change,
     change_axis,
     finite,
-    label,
     names_in,
     shape,
     verdict_cell,
@@ -101,8 +101,7 @@ def _forest(data: Data, metric: str) -> Figure | None:
             rows.append((comparison["configuration"], effect))
     if not rows:
         return None
-    text = label(metric)
-    return forest(f"effect-{metric}", text[:1].upper() + text[1:], metric, rows)
+    return forest(f"effect-{anchor(metric)}", METRIC[metric].heading, metric, rows)
 
 
 def _scores(scores: list[Data]) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import Any
 
@@ -42,6 +43,13 @@ def names_in(data: dict[str, Any]) -> list[str]:
     """The metrics, then the scores that some comparison has an effect of."""
     effects = (row["metric"] for c in data["comparisons"] for row in c["effects"])
     return list(dict.fromkeys([*METRIC, *effects]))
+
+
+def anchor(metric: str) -> str:
+    """A part of an id of the page: scores may have any character in their names."""
+    if metric in METRIC:
+        return metric
+    return "score-" + hashlib.sha256(metric.encode()).hexdigest()[:8]
 
 
 def look(word: str | None) -> tuple[str, str]:

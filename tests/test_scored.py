@@ -27,6 +27,7 @@ from jobs.forecast import visible
 from jobs.judgement import Judgement
 from jobs.page import render
 from jobs.page_data import page_data
+from jobs.page_words import anchor
 from jobs.planning import make_plan
 from jobs.query import connect
 from jobs.report_data import report_data
@@ -93,12 +94,14 @@ def test_a_planted_drop_is_worse(tmp_path: Path) -> None:
     assert (verdict(found).word, verdict(found).family) == ("worse", "primary")
     assert verdict(found).margin == 0.03
     data = report_data(results)
-    assert data["answer"].startswith("Did anything change? Contains worse: fast -0.1667;")
+    assert data["answer"].startswith("Did anything change? contains worse: fast -0.1667;")
     [row] = [row for row in data["verdicts"] if row["metric"] == "contains"]
     assert (row["verdict"], row["direction"]) == ("worse", "higher")
     assert (row["reference_mean"], row["mean"]) == (1.0, pytest.approx(5 / 6))
     assert "| contains | 1.000 | 0.8333 |" in markdown(data)
-    assert "effect-contains" in render(page_data(results, data))
+    made = render(page_data(results, data))
+    assert made.count(f'id="effect-{anchor("contains")}-title"') == 1
+    assert "Contains" not in made, "names are as they are written"
     [why, *_] = explain(found, "fast", "contains")
     assert why.heading == "fast against baseline: why is contains lower?"
 
