@@ -88,6 +88,8 @@ def tables_markdown() -> str:
             "prompt's change. Metrics that are no",
             "ratio have a `mean difference`. A repeated configuration is compared with what it "
             "repeats, and gets no verdict.",
+            "What outputs are scored by has effects under its scorer's name, and no rows in the "
+            "summary.",
             "",
             *_columns(EFFECTS),
             "",
