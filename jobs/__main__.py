@@ -85,11 +85,15 @@ def evaluate(
     from jobs.report import print_report
     from jobs.report_data import report_data
     from jobs.row_faults import Allowed, too_many_errors
+    from jobs.score_names import spec_scores
     from jobs.spec import read_spec
 
     out = console()
-    promised = None if claims is None else read_claims(claims)
-    allowed = Allowed.of(max_row_errors, read_spec(spec).max_row_errors)
+    asked = read_spec(spec)
+    promised = None
+    if claims is not None:
+        promised = read_claims(claims, spec_scores(asked))
+    allowed = Allowed.of(max_row_errors, asked.max_row_errors)
     try:
         with ProgressDisplay(out) as display:
             results, outcome = run(
@@ -137,13 +141,15 @@ def report(
     from jobs.claims import read_claims
     from jobs.report import print_report
     from jobs.report_data import report_data
+    from jobs.score_names import plan_scores
     from jobs.tables import update_tables
     from jobs.whole_file import require_place
 
     for file in filter(None, (html, markdown)):
         require_place(file)
     results = Results(directory)
-    data = report_data(results, None if claims is None else read_claims(claims))
+    promised = None if claims is None else read_claims(claims, plan_scores(results.plan()))
+    data = report_data(results, promised)
     if (problem := update_tables(results, data)) is not None:
         Console(stderr=True, soft_wrap=True).print(problem, style="yellow", markup=False)
     if html is not None:

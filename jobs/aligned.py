@@ -15,6 +15,7 @@ import numpy as np
 from cluster.plan import origin
 from jobs.analysis.intervals import Floats
 from jobs.metrics import Metric, column
+from jobs.paired_scores import aligned_scores
 from jobs.pairing import ROUNDS, cluster_of, in_leases
 
 
@@ -35,7 +36,11 @@ def aligned(
 ) -> Aligned:
     """Totals per cluster of what every one of the configurations has; empty where nothing is."""
     leases = in_leases(connection)
-    rows = connection.execute(_query(metric, leases), {"names": list(configurations)}).fetchall()
+    if metric.source == "score":
+        rows = aligned_scores(connection, metric.name, configurations)
+    else:
+        names = {"names": list(configurations)}
+        rows = connection.execute(_query(metric, leases), names).fetchall()
     places: dict[Hashable, int] = {}
     sets: dict[str, int] = {}
     for dataset, unit, cluster, shard, *_ in rows:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from jobs.comparison import Comparison, MetricEffect, main_effects
+from jobs.comparison import Comparison, MetricEffect, main_effects, metrics_of
 from jobs.judgement import Judgement
-from jobs.metrics import METRICS, Metric
+from jobs.metrics import Metric
 from jobs.verdicts import Judged, Verdict
 from jobs.wording import interval_text, number_text, percent_text, plural
 
@@ -25,10 +25,11 @@ def headline_answer(judged: Sequence[Judged], judgement: Judgement) -> str:
     if not arms:
         return "Did anything change? There is nothing to compare yet."
     worse, parts = [], []
-    for metric in filter(judgement.is_primary, METRICS):
+    metrics = metrics_of(each.comparison for each in arms)
+    for metric in filter(judgement.is_primary, metrics):
         for word in sorted(DIRECTED):
             said = _said(arms, metric, word)
-            if said and metric.source in ("quality", "failure") and word == "worse":
+            if said and _is_first(metric) and word == "worse":
                 worse.append(said)
             elif said:
                 parts.append(said)
@@ -43,12 +44,14 @@ def headline_answer(judged: Sequence[Judged], judgement: Judgement) -> str:
         if open_[word]
     ]
     text = "; ".join([*worse, texts, *parts, *others])
-    return f"Did anything change? {text[0].upper()}{text[1:]}."
+    if not text.startswith(tuple(m.name for m in metrics if m.source == "score")):
+        text = text[0].upper() + text[1:]  # a score's name is as it is written
+    return f"Did anything change? {text}."
 
 
 def _is_first(metric: Metric) -> bool:
     """Whether nothing else matters where this is worse: what is written, or that it is at all."""
-    return metric.source in ("quality", "failure")
+    return metric.is_quality or metric.source == "failure"
 
 
 def _said(judged: Sequence[Judged], metric: Metric, word: str) -> str | None:
@@ -106,7 +109,8 @@ def answer(judged: Judged, judgement: Judgement) -> str:
         names = list(_REPEATED)
     else:
         start = f"{comparison.configuration} against {comparison.vs}: "
-        primary = sorted(filter(judgement.is_primary, METRICS), key=lambda m: not _is_first(m))
+        metrics = filter(judgement.is_primary, metrics_of([comparison]))
+        primary = sorted(metrics, key=lambda m: not _is_first(m))
         names = [m.name for m in primary]
     for name in names:
         found = next((e for e in main_effects(comparison) if e.metric.name == name), None)

@@ -127,16 +127,23 @@ def _checked(
 
 
 def attributions(
-    connection: duckdb.DuckDBPyConnection, design: Design, judgement: Judgement
+    connection: duckdb.DuckDBPyConnection,
+    design: Design,
+    judgement: Judgement,
+    scores: Sequence[Metric] = (),
 ) -> list[Attribution]:
-    """One per primary metric and per part of a token difference; none without a full factorial."""
+    """One per primary metric and per part of a token difference; none without a full factorial.
+
+    `scores` are metrics as well, of outputs that the connection has the scores of.
+    """
     if design.reason is not None:
         return []
     names = dict.fromkeys((*judgement.primary, *TOKENS, "prompt_tokens"))
     # All intervals of the primary metrics hold together (Bonferroni), as their verdicts do.
     num_contrasts = 2 ** len(design.factors) - 1
     confidence = 1 - judgement.alpha / (num_contrasts * len(judgement.primary))
-    wanted = [m for m in METRICS if m.name in names and m.source != "failure"]
+    every = (*METRICS, *scores)
+    wanted = [m for m in every if m.name in names and m.source != "failure"]
     return [_attribution(connection, design, m, confidence, judgement.weights) for m in wanted]
 
 

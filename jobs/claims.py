@@ -10,7 +10,7 @@ one.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from cluster.plan import Configuration, Plan, origin
 from jobs.comparison import Comparison, MetricEffect, cache_name, main_effects
 from jobs.findings import Findings
-from jobs.metrics import METRICS
+from jobs.metrics import BY_NAME
 from jobs.verdicts import Judged
 from jobs.wording import bytes_text, number_text, percent_text
 from jobs.yaml_files import read_yaml, validated
@@ -69,7 +69,7 @@ class Claim(_Model):
     """As people say it."""
     source: str = ""
     metric: str
-    """As in the report; `texts` for what is written."""
+    """As in the report, scores among them; `texts` for what is written."""
     configuration: str | None = None
     """Of the trial; instead of `adds`."""
     vs: str | None = None
@@ -110,8 +110,6 @@ class Claim(_Model):
 
     @model_validator(mode="after")
     def _one_promise(self) -> Claim:
-        if self.metric != "texts" and self.metric not in {m.name for m in METRICS}:
-            raise ValueError(f"there is no metric `{self.metric}`")
         promises = [self.at_least, self.at_most, self.within, self.identical]
         if all(each is None for each in promises):
             raise ValueError("promise something: at_least, at_most, within or identical")
@@ -151,11 +149,24 @@ class Checked:
     """The numbers that decide, or why none do."""
 
 
-def read_claims(path: str | Path) -> tuple[Claim, ...]:
-    """The claims in a YAML file, or those of the authors; InputError with all that is wrong."""
+def read_claims(path: str | Path, scores: Collection[str] | None = ()) -> tuple[Claim, ...]:
+    """The claims in a YAML file, or those of the authors; InputError with all that is wrong.
+
+    `scores` are the names of what the trial's outputs are scored by, which may be claimed of
+    (`jobs.score_names`); None where they are not known yet, and any name may be one.
+    """
     if str(path) == AUTHORS:
         path = Path(str(files("jobs").joinpath("authors_claims.yaml")))
-    return validated(ClaimsFile, read_yaml(path), path).claims
+    claims = validated(ClaimsFile, read_yaml(path), path).claims
+    for index, claim in enumerate(claims):
+        if scores is not None and claim.metric not in ("texts", *BY_NAME, *scores):
+            raise InputError(
+                f"there is no metric `{claim.metric}`, and no data set is scored by it",
+                source=path,
+                field=f"claims[{index}].metric",
+                mend=f"There are: {', '.join(('texts', *BY_NAME, *scores))}",
+            )
+    return claims
 
 
 def check_claims(

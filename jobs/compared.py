@@ -13,7 +13,7 @@ from cluster.results import Results
 from jobs.answer_commands import print_paragraphs
 from jobs.comparison import MAIN_STATISTICS
 from jobs.explain import explain_results
-from jobs.metrics import METRICS
+from jobs.metrics import BY_NAME
 from jobs.report_data import report_data
 from jobs.verdict_tables import STYLES, change_text, verdict_notes, verdict_phrase
 
@@ -48,7 +48,6 @@ def _table(comparison: dict[str, Any]) -> Table:
     table.add_column(comparison["configuration"], justify="right", no_wrap=True)
     table.add_column("change, 95 % interval", justify="right", no_wrap=True)
     table.add_column("verdict", overflow="fold")
-    metrics = {metric.name: metric for metric in METRICS}
     rows = {
         row["metric"]: row
         for row in comparison["effects"]
@@ -57,7 +56,7 @@ def _table(comparison: dict[str, Any]) -> Table:
     for name in SHOWN:
         if name not in rows:
             continue
-        row, metric = rows[name], metrics[name]
+        row, metric = rows[name], BY_NAME[name]
         verdict = Text(verdict_phrase(row), style=STYLES.get(row["verdict"], ""))
         values = [metric.show(row[side]) for side in ("reference_mean", "mean")]
         table.add_row(metric.label, *values, Text(change_text(row)), verdict)

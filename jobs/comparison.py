@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -54,6 +54,8 @@ class MetricEffect:
     quantile of rows, and the geometric mean of the data sets' ones."""
     mean: float | None
     effect: Effect
+    withheld: str | None = None
+    """Why it gets no verdict, where that is known of the metric alone."""
 
     @property
     def is_shown(self) -> bool:
@@ -84,6 +86,12 @@ class Comparison:
 def main_effects(comparison: Comparison) -> list[MetricEffect]:
     """The effect that is judged of each metric."""
     return [e for e in comparison.effects if e.statistic in MAIN_STATISTICS]
+
+
+def metrics_of(comparisons: Iterable[Comparison]) -> list[Metric]:
+    """All that some comparison has an effect of, in the order of effects."""
+    found = {e.metric.name: e.metric for c in comparisons for e in main_effects(c)}
+    return list(found.values())
 
 
 def cache_name(configuration: Configuration) -> str:

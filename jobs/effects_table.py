@@ -23,7 +23,7 @@ EFFECTS = [
     VERSION,
     Column("configuration", TEXT, "the configuration that is compared"),
     Column("vs", TEXT, "its reference"),
-    Column("metric", TEXT, "as in the report; times in seconds, memory in bytes"),
+    Column("metric", TEXT, "as in the report, or the scorer's; times in seconds, memory in bytes"),
     Column(
         "statistic",
         TEXT,

@@ -19,7 +19,7 @@ from jobs.chance import chance_lines, settling_lines
 from jobs.comparison import Comparison, MetricEffect, main_effects
 from jobs.explanation import Paragraph
 from jobs.findings import Findings, read_findings
-from jobs.metrics import METRICS, Metric
+from jobs.metrics import Metric
 from jobs.query import connect
 from jobs.token_account import TokenAccount
 from jobs.verdicts import Verdict
@@ -48,21 +48,21 @@ def explain(found: Findings, configuration: str | None, metric_name: str) -> lis
 
     InputError for an unknown configuration or metric, and where there is nothing to compare.
     """
-    metric = _metric(metric_name)
+    metric = _metric(found, metric_name)
     paragraphs: list[Paragraph] = []
     for name in _names(found, configuration):
         paragraphs.extend(_explained(found, name, metric))
     return paragraphs
 
 
-def _metric(name: str) -> Metric:
-    for metric in METRICS:
+def _metric(found: Findings, name: str) -> Metric:
+    for metric in found.metrics:
         if metric.name == name:
             return metric
     raise InputError(
         f"there is no metric `{name}`",
         field="--metric",
-        mend=f"There are: {', '.join(m.name for m in METRICS)}",
+        mend=f"There are: {', '.join(m.name for m in found.metrics)}",
     )
 
 
@@ -117,13 +117,15 @@ def _question(comparison: Comparison, found: MetricEffect, verdict: Verdict | No
     start = f"{comparison.configuration} against {comparison.vs}"
     if verdict is None or verdict.word not in DIRECTED:
         return f"{start}: does it change {label}?"
+    if found.metric.source == "score":
+        word = "higher" if (found.effect.estimate or 0) > 0 else "lower"
+        return f"{start}: why is {label} {word}?"
     fewer = "fewer" if label.endswith("tokens") else "less"
     return f"{start}: why {'more' if (found.effect.estimate or 0) > 0 else fewer} {label}?"
 
 
 def _measured(found: Findings, comparison: Comparison, effect: MetricEffect) -> Iterator[str]:
     show = effect.metric.show
-    label = effect.metric.label.removeprefix("· ")
     if effect.effect.estimate is None:
         yield f"Nothing can be said: {effect.effect.reason}."
         return
@@ -132,7 +134,7 @@ def _measured(found: Findings, comparison: Comparison, effect: MetricEffect) -> 
     if effect.metric.source in ("rate", "peak"):
         units += " of shards"
     yield (
-        f"{label[0].upper() + label[1:]}: {show(effect.reference_mean)} became "
+        f"{effect.metric.heading}: {show(effect.reference_mean)} became "
         f"{show(effect.mean)}, {effect_phrase(effect, verdict)}, over {units} of equal prompts and "
         f"{plural(len(found.plan.seeds), 'seed')}."
     )

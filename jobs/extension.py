@@ -106,7 +106,7 @@ def _judged(results: Results, plan: Plan, seen: str | None) -> Findings | None:
         return None
     connection = connect(results)
     try:
-        found = read_findings(connection, plan)
+        found = read_findings(connection, plan, primary_only=True)
     finally:
         connection.close()
     return found if any(judged.verdicts for judged in found.judged) else None

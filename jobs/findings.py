@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import duckdb
 
@@ -14,7 +14,9 @@ from jobs.comparison import Comparison, compare, main_effects
 from jobs.exactness import copies, exactness_alarms
 from jobs.judgement import Judgement
 from jobs.looks import Look
+from jobs.metrics import BY_NAME, METRICS, Metric
 from jobs.needs import Need, need
+from jobs.scored import Scored, read_scores, with_scores
 from jobs.token_account import TokenAccount, token_account
 from jobs.verdicts import Judged, judge
 from jobs.withholding import Alarm, alarms
@@ -38,15 +40,30 @@ class Findings:
     design: Design
     attributions: list[Attribution]
     """Of the primary metrics, and of what tokens are made of; empty without a full factorial."""
+    scored: Scored = field(default_factory=Scored)
+    """What outputs are scored by."""
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """All that has effects here: the metrics, then the scores."""
+        return (*METRICS, *self.scored.metrics)
 
     def of(self, configuration: str) -> Judged:
         return next(j for j in self.judged if j.comparison.configuration == configuration)
 
 
-def read_findings(connection: duckdb.DuckDBPyConnection, plan: Plan) -> Findings:
-    """Read and judge all that the connection's views hold."""
+def read_findings(
+    connection: duckdb.DuckDBPyConnection, plan: Plan, *, primary_only: bool = False
+) -> Findings:
+    """Read and judge all that the connection's views hold.
+
+    `primary_only` spares scoring outputs where no score is a primary metric.
+    """
     judgement = Judgement.model_validate(plan.analysis)
-    found = comparisons(connection, plan, judgement.weights)
+    needs_scores = not primary_only or any(name not in BY_NAME for name in judgement.primary)
+    scored = read_scores(connection, plan) if needs_scores else Scored()
+    plain = comparisons(connection, plan, judgement.weights)
+    found = [with_scores(connection, c, scored, judgement.weights) for c in plain]
     looks = tuple(Look.model_validate(look) for look in plan.looks)
     unfinished = _unfinished(connection, plan)
     judged = judge(found, judgement, looks, copies=copies(plan), unfinished=unfinished)
@@ -60,7 +77,8 @@ def read_findings(connection: duckdb.DuckDBPyConnection, plan: Plan) -> Findings
         accounts={c.configuration: token_account(connection, c) for c in found},
         needs=_needs(connection, judged, judgement, plan),
         design=design,
-        attributions=attributions(connection, design, judgement),
+        attributions=attributions(connection, design, judgement, scored.comparable),
+        scored=scored,
     )
 
 

@@ -25,10 +25,11 @@ from jobs.comparison import MIN_SHARDS
 from jobs.evaluate import evaluate
 from jobs.filling import Unfilled, unfilled
 from jobs.judgement import Judgement
-from jobs.metrics import METRICS, Metric
+from jobs.metrics import BY_NAME, METRICS, Metric
 from jobs.needs import influences
 from jobs.planning import make_plan
 from jobs.query import connect
+from jobs.scored import Scored, read_scores
 from jobs.shards import fewest_units
 from jobs.spec import DatasetSpec, TrialSpec, read_spec
 from optim.errors import InputError
@@ -178,7 +179,7 @@ def _foretold(plan: Plan, results: Results) -> Forecast:
     try:
         row = connection.execute("SELECT sum(wall_s) FROM cells").fetchone()
         device_s = float(row[0]) * scale if row and row[0] is not None else None
-        found = visible(connection, plan)
+        found = visible(connection, plan, _scored(connection, plan, pilot))
         lengths = _lengths(connection)
     finally:
         connection.close()
@@ -225,12 +226,20 @@ def _storage(plan: Plan, results: Results) -> int:
     return round(total)
 
 
-def visible(connection: duckdb.DuckDBPyConnection, plan: Plan) -> tuple[Visible, ...]:
-    """What the trial will see, from a pilot's results."""
+def _scored(connection: duckdb.DuckDBPyConnection, plan: Plan, pilot: Plan) -> Scored:
+    """The pilot's scores, where one is a primary metric."""
+    primary = Judgement.model_validate(plan.analysis).primary
+    return read_scores(connection, pilot) if set(primary) - BY_NAME.keys() else Scored()
+
+
+def visible(
+    connection: duckdb.DuckDBPyConnection, plan: Plan, scored: Scored
+) -> tuple[Visible, ...]:
+    """What the trial will see, from a pilot's results and their scores."""
     judgement = Judgement.model_validate(plan.analysis)
-    metrics = [m for m in METRICS if m.name in judgement.primary]
+    metrics = [m for m in (*METRICS, *scored.metrics) if m.name in judgement.primary]
     return tuple(
-        _smallest(connection, plan, judgement, c.name, c.vs, metric)
+        _smallest(connection, plan, judgement, c.name, c.vs, metric, scored.why_not(metric.name))
         for c in plan.configurations
         if c.vs is not None and c.duplicate_of is None
         for metric in metrics
@@ -244,8 +253,12 @@ def _smallest(
     name: str,
     vs: str,
     metric: Metric,
+    untested: str | None,
 ) -> Visible:
+    """`untested` is why the metric cannot be tested at all."""
     margin = judgement.margin(metric)
+    if untested is not None:
+        return Visible(name, vs, metric.name, None, margin, untested)
     fewest = min((d.num_shards for d in plan.datasets if d.generates), default=0)
     if (metric.is_timed or metric.is_memory) and fewest < MIN_SHARDS:
         reason = f"needs {MIN_SHARDS} shards of each dataset"
@@ -288,7 +301,8 @@ def _num_units(plan: Plan, metric: Metric) -> int:
     unit = _unit(plan, metric)
     if unit == "rounds":
         return plan.workers.rounds
-    return sum(d.num_shards if unit == "shards" else d.num_prompts for d in plan.datasets)
+    sets = [d for d in plan.datasets if metric.source != "score" or metric.name in d.scorers]
+    return sum(d.num_shards if unit == "shards" else d.num_prompts for d in sets)
 
 
 def _standard_error(components: Components, num_units: int, num_seeds: int) -> float:

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from jobs.filling import Unfilled
 from jobs.forecast import Forecast, Visible
-from jobs.metrics import METRICS
+from jobs.metrics import BY_NAME
 from jobs.wording import bytes_text, duration_text, plural
 
 
@@ -85,7 +85,7 @@ def _table(found: Forecast) -> Table:
 
 
 def _cells(row: Visible) -> tuple[str, ...]:
-    metric = next(m for m in METRICS if m.name == row.metric)
+    metric = BY_NAME[row.metric]
     relative = metric.is_relative
     matters = f"{row.margin * 100:g} %" if relative else f"{row.margin:g}"
     if row.smallest is None:

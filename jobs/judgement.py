@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from jobs.metrics import METRICS, Metric
+from jobs.metrics import Metric
 
 PRIMARY = ("completion_tokens", "e2e_s_per_byte", "kv_committed_peak_bytes", "bits_per_byte")
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -19,14 +19,16 @@ class Judgement(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     primary: Annotated[tuple[str, ...], Field(min_length=1)] = PRIMARY
-    """Metrics that the trial is about. Their error rate is kept over all of them and all
+    """Metrics that the trial is about, and whatever its data sets are scored by: `contains`, the
+    metric of a task, a function of yours. Their error rate is kept over all of them and all
     configurations (Holm); all other metrics are exploratory (Benjamini-Hochberg)."""
     margins: dict[str, Margin] = {}
     """Metric -> δ, the largest difference that does not matter: a fraction of the reference, or in
-    the metric's own unit for bits per byte and shares. Metrics that are not named have their
-    default."""
+    the metric's own unit for bits per byte, shares and scores. Metrics that are not named have
+    their default; scores 0.02."""
     directions: dict[str, Literal["lower", "higher", "neither"]] = {}
-    """Metric -> which is better, where the default does not fit."""
+    """Metric -> which is better, where the default does not fit. Of scores more is better, unless
+    the task says otherwise."""
     weights: dict[str, Margin] = {}
     """Data set -> how much its effect counts in the mean over data sets; those not named count 1,
     and by default all count alike, however many prompts they have."""
@@ -40,17 +42,9 @@ class Judgement(BaseModel):
 
     @field_validator("primary")
     @classmethod
-    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
-            _metric(name)
+    def _once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        # Which names there are depends on the data sets: `jobs.score_names.require_judged`.
         return tuple(dict.fromkeys(names))
-
-    @field_validator("margins", "directions")
-    @classmethod
-    def _known_keys(cls, values: dict[str, Any]) -> dict[str, Any]:
-        for name in values:
-            _metric(name)
-        return values
 
     def is_primary(self, metric: Metric) -> bool:
         """Whether the trial is about it; always of failures, which all else leaves out."""
@@ -70,12 +64,3 @@ class Judgement(BaseModel):
 
     def direction(self, metric: Metric) -> str:
         return self.directions.get(metric.name, metric.direction)
-
-
-def _metric(name: str) -> Metric:
-    for metric in METRICS:
-        if metric.name == name:
-            return metric
-    raise ValueError(
-        f"there is no metric `{name}`. There are: {', '.join(m.name for m in METRICS)}"
-    )

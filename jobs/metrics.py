@@ -1,5 +1,7 @@
 """The metrics of a report: what each is called, how it is shown, and each configuration's values.
 
+Whatever outputs are scored by is a metric too, of the source `score` (`jobs.scored`), named as the
+scorer or the task names it.
 Values are described by DuckDB over all datasets and seeds: rows of a generation for tokens and
 times (failed rows and cold engines left out), cells for throughput and memory, targets for quality.
 """
@@ -15,7 +17,7 @@ import duckdb
 from jobs.analysis.quantiles import order_levels
 from jobs.wording import bytes_text, duration_text, number_text
 
-Source = Literal["row", "time", "rate", "per", "peak", "quality", "share", "failure"]
+Source = Literal["row", "time", "rate", "per", "peak", "quality", "share", "failure", "score"]
 Direction = Literal["lower", "higher", "neither"]
 
 
@@ -39,11 +41,22 @@ class Metric:
     @property
     def is_relative(self) -> bool:
         """Whether its effect is a fraction of the reference."""
-        return self.source not in ("quality", "share", "failure")
+        return not self.is_quality and self.source not in ("share", "failure")
 
     def is_worth_a_line(self, *means: float | None) -> bool:
         """Whether tables show it: a share that is 0 on all sides is left to the JSON."""
         return self.source not in ("share", "failure") or any(means)
+
+    @property
+    def is_quality(self) -> bool:
+        """Whether it says how good outputs are."""
+        return self.source in ("quality", "score")
+
+    @property
+    def heading(self) -> str:
+        """The label as a sentence begins with it; a score's name is as it is written."""
+        text = self.label.removeprefix("· ")
+        return text if self.source == "score" else text[:1].upper() + text[1:]
 
     @property
     def totals(self) -> tuple[str, str]:
@@ -58,7 +71,8 @@ class Metric:
     @property
     def is_timed(self) -> bool:
         """Whether the rows of a cell share its noise, and a cold engine's rows have none of it."""
-        return self.source in ("time", "rate") or self.name.startswith("e2e_s")
+        is_time = self.source in ("time", "rate") or self.name.startswith("e2e_s")
+        return is_time and self.source != "score"
 
     @property
     def grows_with_length(self) -> bool:
@@ -67,7 +81,7 @@ class Metric:
 
     @property
     def is_memory(self) -> bool:
-        return self.name.startswith("kv_")
+        return self.name.startswith("kv_") and self.source != "score"
 
 
 _WITH_LENGTH = frozenset(
@@ -153,6 +167,21 @@ METRICS = (
         margin=0.01,
     ),
 )
+
+
+class MetricsByName(dict[str, Metric]):
+    """Metrics by their names; a name that is none of theirs is a score's."""
+
+    def __missing__(self, name: str) -> Metric:
+        return score_metric(name)
+
+
+def score_metric(name: str, direction: Direction = "higher") -> Metric:
+    """What outputs are scored by, as a metric: a difference matters from 0.02 on, in its unit."""
+    return Metric(name, name, number_text, "score", is_described=False, direction=direction)
+
+
+BY_NAME = MetricsByName({metric.name: metric for metric in METRICS})
 
 _SUMS = {"total_tokens": ("prompt_tokens", "completion_tokens")}
 

@@ -25,6 +25,7 @@ from jobs.analysis.power import Needs, needed
 from jobs.comparison import MetricEffect
 from jobs.judgement import Judgement
 from jobs.metrics import Metric, column
+from jobs.paired_scores import is_sampled, score_influences
 from jobs.pairing import in_leases
 from jobs.verdicts import margin_on_scale
 
@@ -71,7 +72,7 @@ def need(
     run = [d for d in plan.datasets if d.arms is None or pair[0] in d.arms]
     per_unit = sum(d.num_prompts for d in run) / num_units
     prompts = None if wanted.num_prompts is None else math.ceil(wanted.num_prompts * per_unit)
-    seeds = None if found.metric.source == "quality" else wanted.num_seeds
+    seeds = wanted.num_seeds if _takes_seeds(connection, found.metric) else None
     return Need(prompts, seeds, wanted.reason)
 
 
@@ -100,6 +101,13 @@ def _least(
     return min(wanted, key=lambda need: math.inf if need.num_prompts is None else need.num_prompts)
 
 
+def _takes_seeds(connection: duckdb.DuckDBPyConnection, metric: Metric) -> bool:
+    """Whether another seed says more of it: likelihoods have none."""
+    if metric.source == "score":
+        return is_sampled(connection, metric.name)
+    return metric.source != "quality"
+
+
 def influences(
     connection: duckdb.DuckDBPyConnection,
     pair: tuple[str, str],
@@ -112,6 +120,8 @@ def influences(
     and how many (unit, seed) there are, and the same of both totals of a rate. Their mean over
     units, then units, has the effect's standard error; what sets differ by is no part of it.
     """
+    if metric.source == "score":
+        return score_influences(connection, pair, metric.name)
     rows = connection.execute(_query(metric), list(pair)).fetchnumpy()
     columns = [np.asarray(rows[f"c{i}"], dtype=np.float64) for i in range(4)]
     datasets = rows["dataset"].tolist()

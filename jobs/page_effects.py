@@ -8,7 +8,16 @@ from jobs.comparison import MAIN_STATISTICS
 from jobs.page_parts import Cell, Figure, Fold, Part, Prose, Row, Section, Table, table
 from jobs.page_plots import Interval, intervals
 from jobs.page_verdicts import exploratory
-from jobs.page_words import METRIC, change, change_axis, finite, label, shape, verdict_cell
+from jobs.page_words import (
+    METRIC,
+    anchor,
+    change,
+    change_axis,
+    finite,
+    names_in,
+    shape,
+    verdict_cell,
+)
 from jobs.page_words import look as verdict_look
 from jobs.set_table import HEADING, set_columns, set_rows
 from jobs.tails import TAILS
@@ -25,8 +34,9 @@ _EXPLAINED = (
 def effects(data: Data) -> Section:
     """A forest plot per metric, the primary ones first and the others folded."""
     primary = {*data["judgement"]["primary"], "failed_share"}
-    shown = [f for f in (_forest(data, m) for m in METRIC if m in primary) if f is not None]
-    others = [f for f in (_forest(data, m) for m in METRIC if m not in primary) if f is not None]
+    names = names_in(data)
+    shown = [f for f in (_forest(data, m) for m in names if m in primary) if f is not None]
+    others = [f for f in (_forest(data, m) for m in names if m not in primary) if f is not None]
     parts: list[Part] = []
     if not shown and not others:
         nothing = "There are no effects yet: that takes rows of a configuration and its reference."
@@ -99,8 +109,7 @@ def _forest(data: Data, metric: str) -> Figure | None:
             rows.append((comparison["configuration"], effect))
     if not rows:
         return None
-    text = label(metric)
-    return forest(f"effect-{metric}", text[:1].upper() + text[1:], metric, rows)
+    return forest(f"effect-{anchor(metric)}", METRIC[metric].heading, metric, rows)
 
 
 def _tails(data: Data) -> Table | None:
@@ -115,7 +124,7 @@ def _tails(data: Data) -> Table | None:
     rows: list[Row] = [
         [
             Cell(comparison["configuration"], "key"),
-            Cell(f"{label(row['metric'])}, {row['statistic']}"),
+            Cell(f"{METRIC[row['metric']].label}, {row['statistic']}"),
             METRIC[row["metric"]].show(row["reference_mean"]),
             METRIC[row["metric"]].show(row["mean"]),
             Cell(change(row), "num", note=row["reason"] or ""),

@@ -9,6 +9,7 @@ from jobs.page_plots import Interval, Sum, intervals, sums
 from jobs.page_svg import NUM_COLOURS
 from jobs.page_words import (
     METRIC,
+    anchor,
     change_axis,
     contrast_text,
     finite,
@@ -61,8 +62,7 @@ def _factors(factors: dict[str, list[str]]) -> str:
 
 def _contrasts(metric: Data) -> Figure:
     kind = METRIC[metric["metric"]]
-    title = label(metric["metric"])
-    title = f"{title[:1].upper()}{title[1:]}: main effects and interactions"
+    title = f"{kind.heading}: main effects and interactions"
     rows: list[Row] = []
     drawn = []
     for contrast in metric["contrasts"]:
@@ -78,7 +78,9 @@ def _contrasts(metric: Data) -> Figure:
             style = "neutral" if is_shown else "faint"
             shape = "circle" if len(contrast["factors"]) == 1 else "cross"
             drawn.append(Interval(name, bounds[0], bounds[1], bounds[2], "", shape, style))
-    svg = intervals(f"contrasts-{metric['metric']}", title, drawn, change_axis(kind, "change"))
+    svg = intervals(
+        f"contrasts-{anchor(metric['metric'])}", title, drawn, change_axis(kind, "change")
+    )
     columns = ("Factor", "Change, 95 % interval", "p")
     note = f"Over {metric['num_clusters']:,} independent units."
     return Figure(title, svg, table(f"{title}: numbers", columns, rows), note)
@@ -95,7 +97,7 @@ def _shares(metrics: list[Data]) -> list[Part]:
     for metric in metrics:
         if not metric["relative"]:
             title = f"What each factor contributes to {label(metric['metric'])}"
-            found.append(_share_figure(f"shapley-{metric['metric']}", title, [metric]))
+            found.append(_share_figure(f"shapley-{anchor(metric['metric'])}", title, [metric]))
     return found
 
 

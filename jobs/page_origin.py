@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from jobs.page_parts import Cell, Definitions, Part, Prose, Row, Section, Source, Table, table
-from jobs.page_words import METRIC, label
+from jobs.page_words import METRIC, label, names_in
 from jobs.wording import bytes_text
 
 Data = dict[str, Any]
@@ -21,7 +21,7 @@ def origin(data: Data) -> Section:
         Definitions([*_run(data, found), *_machine(data, found), *_sampling(found)]),
         Prose("How it is judged", "heading"),
         Definitions(_judgement(data)),
-        _margins(data["judgement"]),
+        _margins(data),
         Prose("What was run", "heading"),
         _configurations(found["configurations"]),
         _datasets(found["datasets"]),
@@ -111,12 +111,15 @@ def _methods(data: Data) -> list[str]:
     return sorted({e["method"] for e in effects if e["low"] is not None and not e["identical"]})
 
 
-def _margins(judgement: Data) -> Table:
-    rows: list[Row] = []
-    for name, metric in METRIC.items():
+def _margins(data: Data) -> Table:
+    judgement, rows = data["judgement"], list[Row]()
+    # Which is better of a score may be its task's to say, so effects have it.
+    found = {row["metric"]: row["direction"] for c in data["comparisons"] for row in c["effects"]}
+    for name in names_in(data):
+        metric = METRIC[name]
         margin = judgement["margins"].get(name, metric.margin)
         shown = f"±{margin * 100:g} %" if metric.is_relative else f"±{margin:g}"
-        direction = judgement["directions"].get(name, metric.direction)
+        direction = found.get(name, judgement["directions"].get(name, metric.direction))
         family = "primary" if name in judgement["primary"] else "exploratory"
         rows.append([Cell(label(name), "key"), shown, Cell(direction), Cell(family)])
     columns = ("Metric", "δ", "Better where", "Family")

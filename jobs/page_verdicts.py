@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from jobs.page_parts import Cell, Definitions, Group, Part, Prose, Section, Table, table
-from jobs.page_words import METRIC, change, estimate_text, label, verdict_cell
+from jobs.page_words import METRIC, change, estimate_text, label, names_in, verdict_cell
 from jobs.trial_words import NO_VERDICT, shortcomings
 from jobs.verdict_tables import margin_text, verdict_notes
 from jobs.wording import NOTHING, p_text, plural
@@ -90,7 +90,7 @@ def _counted(rows: list[Data]) -> str:
 def _glance(data: Data, rows: list[Data]) -> Table:
     """Configurations by primary metrics."""
     found = {(row["configuration"], row["metric"]): row for row in rows}
-    metrics = [m for m in METRIC if any(row["metric"] == m for row in rows)]
+    metrics = [m for m in names_in(data) if any(row["metric"] == m for row in rows)]
     made = []
     for name in dict.fromkeys(row["configuration"] for row in rows):
         cells = [Cell(name, "key")]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import Any
 
-from jobs.metrics import METRICS, Metric
+from jobs.metrics import BY_NAME, Metric
 from jobs.page_parts import Cell
 from jobs.page_svg import Axis
 from jobs.verdict_tables import change_text
@@ -18,7 +19,7 @@ from jobs.wording import (
     relative_bounds,
 )
 
-METRIC = {metric.name: metric for metric in METRICS}
+METRIC = BY_NAME
 
 _LOOKS = {
     "better": ("better", "✓"),
@@ -36,6 +37,19 @@ _SHAPES = {"better": "circle", "worse": "diamond", "same": "square", "open": "cr
 
 def label(metric: str) -> str:
     return METRIC[metric].label.removeprefix("· ")
+
+
+def names_in(data: dict[str, Any]) -> list[str]:
+    """The metrics, then the scores that some comparison has an effect of."""
+    effects = (row["metric"] for c in data["comparisons"] for row in c["effects"])
+    return list(dict.fromkeys([*METRIC, *effects]))
+
+
+def anchor(metric: str) -> str:
+    """A part of an id of the page: scores may have any character in their names."""
+    if metric in METRIC:
+        return metric
+    return "score-" + hashlib.sha256(metric.encode()).hexdigest()[:8]
 
 
 def look(word: str | None) -> tuple[str, str]:

@@ -27,6 +27,7 @@ from jobs.comparison import MIN_SHARDS
 from jobs.configurations import expand
 from jobs.prompts import PromptRow, load
 from jobs.row_faults import require_few_faults
+from jobs.score_names import plan_scores, require_judged
 from jobs.secrets_in_specs import require_no_secrets
 from jobs.shards import fewest_units, topped_up, with_shards
 from jobs.spec import DatasetSpec, TrialSpec
@@ -79,6 +80,7 @@ def make_plan(spec: TrialSpec, spec_path: str | Path) -> tuple[Plan, list[dict[s
         shuffle_seed=spec.shuffle_seed,
         analysis=spec.analysis.model_dump(mode="json"),
     )
+    require_judged(spec.analysis, plan_scores(plan), spec_path)
     return plan, rows
 
 

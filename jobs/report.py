@@ -12,7 +12,7 @@ from rich.text import Text
 from cluster.results import Results
 from jobs.analysis.effects import WRITTEN, Effect
 from jobs.comparison import MAIN_STATISTICS
-from jobs.metrics import METRICS, Metric
+from jobs.metrics import BY_NAME, METRICS, Metric
 from jobs.report_data import report_data
 from jobs.set_table import HEADING, set_columns, set_rows
 from jobs.tails import TAILS
@@ -104,9 +104,8 @@ def _effects_table(comparison: dict[str, Any]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True, min_width=_NUMBER_WIDTH)
     table.add_column("95 % interval", justify="right", no_wrap=True, min_width=_INTERVAL_WIDTH)
     table.add_column("", no_wrap=True)
-    metrics = {metric.name: metric for metric in METRICS}
     for row in comparison["effects"]:
-        metric = metrics[row["metric"]]
+        metric = BY_NAME[row["metric"]]
         is_shown = metric.is_worth_a_line(row["reference_mean"], row["mean"])
         if row["statistic"] in MAIN_STATISTICS and row["estimate"] is not None and is_shown:
             table.add_row(*_effect_cells(metric, row))
@@ -137,14 +136,15 @@ def _footnotes(comparisons: list[dict[str, Any]]) -> list[str]:
         if row["estimate"] is not None and row["statistic"] not in TAILS
     ]
     for reason in sorted({row["reason"] for row in rows} - {None}):
-        names = {row["metric"] for row in rows if row["reason"] == reason}
-        labels = [metric.label for metric in METRICS if metric.name in names]
+        names = dict.fromkeys(row["metric"] for row in rows if row["reason"] == reason)
+        labels = [BY_NAME[name].label for name in names]
         lines.append(f"No interval for {'; '.join(labels)}: {reason}.")
     if any(effect.includes_zero and not effect.identical for effect in map(_effect, rows)):
         lines.append("Where an interval includes 0, no difference is shown; it may still be there.")
-    lines.append(
-        "Changes are of totals, paired by prompt and seed. Bits per byte, shares: the difference."
-    )
+    named = "Bits per byte, shares"
+    if any(BY_NAME[row["metric"]].source == "score" for row in rows):
+        named += ", scores"
+    lines.append(f"Changes are of totals, paired by prompt and seed. {named}: the difference.")
     return lines
 
 

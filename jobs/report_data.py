@@ -27,13 +27,12 @@ from jobs.memory_notes import memory_notes
 from jobs.metrics import METRICS, Metric, describe
 from jobs.query import connect
 from jobs.row_faults import error_notes
-from jobs.score import BITS_PER_BYTE, score_statistics
+from jobs.scored import Scored
 from jobs.sparsity_notes import sparsity_notes
 from jobs.steadiness import steadiness, steadiness_data, steadiness_notes
 from jobs.tails import with_tails
 from jobs.verdicts import Judged
 from jobs.vocabulary_notes import vocabulary_notes
-from optim.errors import InputError
 
 
 def report_data(results: Results, claims: Sequence[Claim] | None = None) -> dict[str, Any]:
@@ -74,9 +73,9 @@ def report_data(results: Results, claims: Sequence[Claim] | None = None) -> dict
         ]
     finally:
         connection.close()
-    data["scores"], score_notes = _scores(results, plan)
+    data["scores"] = _scores(found.scored)
     data["code"] = code_data(results)
-    data["notes"] = [*history_notes(results), *notes, *score_notes]
+    data["notes"] = [*history_notes(results), *notes, *found.scored.notes]
     return {key: _finite(value) for key, value in data.items()}
 
 
@@ -258,6 +257,7 @@ def _effect_data(found: Findings, judged: Judged, effect: MetricEffect) -> dict[
         "verdict": verdict.word if verdict else None,
         "family": verdict.family if verdict else None,
         "margin": verdict.margin if verdict else None,
+        "direction": found.judgement.direction(effect.metric),
         "p_adjusted": verdict.p if verdict else None,
         "equivalence_p_adjusted": verdict.equivalence_p if verdict else None,
         "mde": verdict.mde if verdict else None,
@@ -279,18 +279,8 @@ def estimand(found: MetricEffect) -> str:
     return f"{found.statistic} per data set, {mean}"
 
 
-def _scores(results: Results, plan: Plan) -> tuple[list[dict[str, Any]], list[str]]:
-    """Scores by the datasets' scorers; bits per byte stands among the metrics already."""
-    names = {name for d in plan.datasets if d.has_targets for name in d.scorers}
-    is_task = any(d.task is not None for d in plan.datasets)
-    if not (is_task or names - {BITS_PER_BYTE}):
-        return [], []
-    try:
-        statistics = score_statistics(results)
-    except InputError as error:
-        # A scorer that cannot be imported here must not cost the rest of the report.
-        return [], [f"there are no scores: {error}"]
-    rows = [row for row in statistics if row["scorer"] != BITS_PER_BYTE]
+def _scores(scored: Scored) -> list[dict[str, Any]]:
+    """Per configuration, data set and scorer; bits per byte stands among the metrics already."""
     return [
         {
             **row,
@@ -298,8 +288,8 @@ def _scores(results: Results, plan: Plan) -> tuple[list[dict[str, Any]], list[st
             "difference": row["difference"].as_dict() if row["difference"] else None,
             "binary": asdict(row["binary"]) if row["binary"] else None,
         }
-        for row in rows
-    ], []
+        for row in scored.statistics
+    ]
 
 
 def _one(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[Any, ...]:

@@ -6,46 +6,52 @@ table is printed. A scorer that raises on a row gives that row a null value and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from cluster.plan import Configuration, Plan
-from cluster.results import PROMPTS_FILE, Results
-from cluster.schema import FLOAT, INT, TEXT, Column
+from cluster.plan import Configuration, Dataset, Plan
+from cluster.results import Results
 from jobs.analysis.effects import Effect, difference_effect, mean_effect
+from jobs.analysis.mcnemar import exact_difference
 from jobs.binary_scores import binary_difference, is_binary, with_wilson
 from jobs.query import connect
-from jobs.scorers import Scorer, answer_index, bits_per_byte, multiple_choice, scorer
+from jobs.score_rows import (
+    SCHEMA,
+    SCORES,
+    batches,
+    likelihood_scores,
+    output_scores,
+)
+from jobs.scorers import BITS_PER_BYTE, LIKELIHOOD_SCORERS, MULTIPLE_CHOICE, Scorer, scorer
 from jobs.task_outcomes import TaskOutcomes, task_outcomes
 from jobs.task_scores import aggregate_difference, aggregate_value, score_rows
 from jobs.wording import NOTHING, interval_text, number_text, p_text
 from optim.errors import InputError
 
-BITS_PER_BYTE = "bits_per_byte"
-MULTIPLE_CHOICE = {"multiple_choice": True, "multiple_choice_unnormalised": False}
-"""Name -> whether the nats of a choice are divided by its bytes."""
-LIKELIHOOD_SCORERS = (BITS_PER_BYTE, *MULTIPLE_CHOICE)
-_ROWS_AT_ONCE = 2048
+__all__ = ["SCORES", "Collected", "collect", "score_statistics", "score_table", "scores"]
 
-SCORES = [
-    Column("configuration", TEXT, "name of the configuration in the spec", True),
-    Column("dataset", TEXT, "name of the dataset in the spec", True),
-    Column("prompt_id", TEXT, "stable id of the prompt within its dataset", True),
-    Column("seed", INT, "sampling seed; null for scores by likelihood", True),
-    Column("scorer", TEXT, "name of the scorer", True),
-    Column("value", FLOAT, "the score; null where it has none", True),
-    Column("error", TEXT, "why the scorer failed on this row", True),
-]
-SCHEMA = pa.schema(
-    [pa.field(c.name, c.type, metadata={"meaning": c.meaning}) for c in SCORES]
-)  # fmt: skip
+
+@dataclass(frozen=True)
+class Collected:
+    """All scores of a trial, and what they were made of."""
+
+    plan: Plan
+    table: pa.Table
+    """Columns as in `SCORES`."""
+    tasks: dict[str, TaskOutcomes] = field(default_factory=dict)
+    """By data set."""
+    clusters: dict[tuple[str, str], str | None] = field(default_factory=dict)
+    """(data set, prompt) -> its group of dependent prompts."""
+    failures: dict[tuple[str, str], str] = field(default_factory=dict)
+    """(data set, scorer) -> why nothing is scored by it there."""
 
 
 def scores(results: Results, names: Sequence[str] | None = None) -> pa.Table:
@@ -55,38 +61,83 @@ def scores(results: Results, names: Sequence[str] | None = None) -> pa.Table:
     model, and the metrics of tasks. With names: those, on every dataset that has targets and is no
     task.
     """
-    return _collect(results, names)[0]
+    return _collected(results, names).table
 
 
-def _collect(
-    results: Results, names: Sequence[str] | None
-) -> tuple[pa.Table, dict[str, TaskOutcomes]]:
-    """All scores, and what those of tasks were made of."""
-    plan = results.plan()
-    wanted = _wanted(plan, names)
-    functions = {
-        name: scorer(name)
-        for found in wanted.values()
-        for name in found
-        if name not in LIKELIHOOD_SCORERS
-    }
+def _collected(results: Results, names: Sequence[str] | None) -> Collected:
     connection = connect(results)
     try:
-        batches = [pa.RecordBatch.from_pylist(rows, SCHEMA) for rows in _batches(
-            _output_scores(connection, wanted, functions))]  # fmt: skip
-        batches += [pa.RecordBatch.from_pylist(rows, SCHEMA) for rows in _batches(
-            _likelihood_scores(connection, wanted))]  # fmt: skip
-        tasks = [] if names else task_outcomes(connection, plan, _prompts(results))
+        return collect(connection, results.plan(), names)
     finally:
         connection.close()
-    for task in tasks:
-        batches += [pa.RecordBatch.from_pylist(r, SCHEMA) for r in _batches(score_rows(task))]
-    return pa.Table.from_batches(batches, SCHEMA), {task.dataset.name: task for task in tasks}
 
 
-def _prompts(results: Results) -> list[dict[str, Any]]:
-    has_prompts = results.store.exists(PROMPTS_FILE)
-    return results.prompts().to_pylist() if has_prompts else []
+def collect(
+    connection: duckdb.DuckDBPyConnection,
+    plan: Plan,
+    names: Sequence[str] | None = None,
+    *,
+    keeps_on: bool = False,
+) -> Collected:
+    """All scores, as `scores`.
+
+    Raises InputError for a scorer that cannot be had here, and for a task that cannot be loaded or
+    is not the one that was run; `keeps_on` leaves these out, and says why in `failures`.
+    """
+    failures: dict[tuple[str, str], str] = {}
+    wanted = _wanted(plan, names)
+    functions = _functions(wanted, failures if keeps_on else None)
+    found = [*batches(output_scores(connection, wanted, functions))]
+    found += batches(likelihood_scores(connection, wanted))
+    prompts = [
+        dict(zip(("dataset", "prompt_id", "cluster"), row, strict=True))
+        for row in connection.execute("SELECT dataset, prompt_id, cluster FROM prompts").fetchall()
+    ]
+    tasks = {}
+    for dataset in plan.datasets if names is None else ():
+        if dataset.task is None:
+            continue
+        try:
+            task, rows = _task_rows(connection, plan, dataset, prompts)
+        except InputError as error:
+            if not keeps_on:
+                raise
+            failures |= dict.fromkeys(((dataset.name, name) for name in dataset.scorers),
+                                      str(error))  # fmt: skip
+            continue
+        tasks[dataset.name] = task
+        found += rows
+    clusters = {(p["dataset"], p["prompt_id"]): p["cluster"] for p in prompts}
+    return Collected(plan, pa.Table.from_batches(found, SCHEMA), tasks, clusters, failures)
+
+
+def _functions(
+    wanted: dict[str, tuple[str, ...]], failures: dict[tuple[str, str], str] | None
+) -> dict[str, Scorer]:
+    """The functions that score outputs; those that cannot be had are noted as failures."""
+    functions: dict[str, Scorer] = {}
+    for dataset, names in wanted.items():
+        for name in names:
+            if name in LIKELIHOOD_SCORERS or name in functions:
+                continue
+            try:
+                functions[name] = scorer(name)
+            except InputError as error:
+                if failures is None:
+                    raise
+                failures[dataset, name] = str(error)
+    return functions
+
+
+def _task_rows(
+    connection: duckdb.DuckDBPyConnection,
+    plan: Plan,
+    dataset: Dataset,
+    prompts: Sequence[dict[str, Any]],
+) -> tuple[TaskOutcomes, list[pa.RecordBatch]]:
+    alone = plan.model_copy(update={"datasets": (dataset,)})
+    [task] = task_outcomes(connection, alone, prompts)
+    return task, list(batches(score_rows(task)))
 
 
 def _wanted(plan: Plan, names: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
@@ -103,93 +154,6 @@ def _wanted(plan: Plan, names: Sequence[str] | None) -> dict[str, tuple[str, ...
     return found
 
 
-def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    batch: list[dict[str, Any]] = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) == _ROWS_AT_ONCE:
-            yield batch
-            batch = []
-    yield batch
-
-
-def _row(identity: Sequence[Any], name: str, value: float | None, error: str | None = None) -> Any:
-    return dict(zip(SCHEMA.names, (*identity, name, value, error), strict=True))
-
-
-def _output_scores(
-    connection: duckdb.DuckDBPyConnection,
-    wanted: dict[str, tuple[str, ...]],
-    functions: dict[str, Scorer],
-) -> Iterator[dict[str, Any]]:
-    if not functions:
-        return
-    found = connection.execute(
-        """
-        SELECT g.configuration, g.dataset, g.prompt_id, g.seed, g.completion_text, p.target
-        FROM generations g JOIN prompts p USING (dataset, prompt_id)
-        WHERE g.error IS NULL AND g.completion_text IS NOT NULL AND p.target IS NOT NULL
-        ORDER BY ALL
-        """
-    )
-    while rows := found.fetchmany(_ROWS_AT_ONCE):
-        for *identity, output, target in rows:
-            for name in wanted.get(identity[1], ()):
-                if name in functions:
-                    yield _scored(identity, name, functions[name], output, target)
-
-
-def _scored(identity: Sequence[Any], name: str, function: Scorer, output: str, target: str) -> Any:
-    try:
-        return _row(identity, name, function(output, target))
-    except Exception as error:  # A user's scorer may fail in any way on one row.
-        return _row(identity, name, None, f"{type(error).__name__}: {error}")
-
-
-def _likelihood_scores(
-    connection: duckdb.DuckDBPyConnection, wanted: dict[str, tuple[str, ...]]
-) -> Iterator[dict[str, Any]]:
-    found = connection.execute(
-        """
-        SELECT l.configuration, l.dataset, l.prompt_id,
-            list(l.candidate ORDER BY l.candidate), list(l.nats ORDER BY l.candidate),
-            list(l.num_bytes ORDER BY l.candidate), any_value(p.target), any_value(p.choices)
-        FROM likelihoods l JOIN prompts p USING (dataset, prompt_id)
-        WHERE l.error IS NULL AND l.nats IS NOT NULL
-        GROUP BY l.configuration, l.dataset, l.prompt_id
-        ORDER BY l.configuration, l.dataset, l.prompt_id
-        """
-    )
-    while rows := found.fetchmany(_ROWS_AT_ONCE):
-        for configuration, dataset, prompt_id, candidates, nats, sizes, target, choices in rows:
-            identity = (configuration, dataset, prompt_id, None)
-            by_candidate = dict(zip(candidates, zip(nats, sizes, strict=True), strict=True))
-            names = wanted.get(dataset, ())
-            if BITS_PER_BYTE in names and -1 in by_candidate:
-                yield _row(identity, BITS_PER_BYTE, bits_per_byte(*by_candidate[-1]))
-            for name in MULTIPLE_CHOICE.keys() & set(names):
-                if choices:
-                    yield _choice(identity, name, by_candidate, target, choices)
-
-
-def _choice(
-    identity: Sequence[Any],
-    name: str,
-    by_candidate: dict[int, tuple[float, int]],
-    target: str | None,
-    choices: list[str],
-) -> Any:
-    answer = answer_index(target or "", choices)
-    if answer is None:
-        return _row(identity, name, None, "the target is none of the choices")
-    try:
-        nats, sizes = zip(*(by_candidate[i] for i in range(len(choices))), strict=True)
-    except KeyError as missing:
-        return _row(identity, name, None, f"choice {missing} has no likelihood")
-    value = multiple_choice(nats, sizes, answer, per_byte=MULTIPLE_CHOICE[name])
-    return _row(identity, name, value)
-
-
 def score_statistics(results: Results, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Per configuration, dataset and scorer: n, mean with interval, and the paired difference.
 
@@ -197,43 +161,57 @@ def score_statistics(results: Results, names: Sequence[str] | None = None) -> li
     a column. The difference is against the configuration's reference, on prompts that both have.
     Metrics of tasks that are no means are aggregated by the task: `jobs.task_scores`.
     """
-    plan = results.plan()
-    table, tasks = _collect(results, names)
-    clusters = {(p["dataset"], p["prompt_id"]): p["cluster"] for p in _prompts(results)}
-    means, errors = _prompt_means(table)
+    return statistics_of(_collected(results, names))
+
+
+def statistics_of(collected: Collected) -> list[dict[str, Any]]:
+    """The same of scores that are there."""
+    plan = collected.plan
+    means, errors = _prompt_means(collected.table)
     found = []
     for configuration in plan.configurations:
         for dataset in plan.datasets:
             for name in sorted({key[2] for key in means if key[1] == dataset.name}):
                 own = means.get((configuration.name, dataset.name, name), {})
                 reference = means.get((configuration.vs or "", dataset.name, name), {})
-                both = [prompt for prompt in own if prompt in reference]
-                found.append(
-                    {
-                        "configuration": configuration.name,
-                        "vs": configuration.vs,
-                        "dataset": dataset.name,
-                        "scorer": name,
-                        "binary": None,
-                        "num_errors": errors.get((configuration.name, dataset.name, name), 0),
-                        "mean": mean_effect(
-                            list(own.values()), _groups(dataset.name, own, clusters)
-                        ),
-                        "difference": difference_effect(
-                            [reference[prompt] for prompt in both],
-                            [own[prompt] for prompt in both],
-                            _groups(dataset.name, both, clusters),
-                        )
-                        if configuration.vs
-                        else None,
-                    }
-                )
-                task = tasks.get(dataset.name)
+                row = _row(configuration, dataset, name, own, reference, collected)
+                row["num_errors"] = errors.get((configuration.name, dataset.name, name), 0)
+                task = collected.tasks.get(dataset.name)
                 if task is not None and name not in task.means:
-                    found[-1] |= _aggregated(task, configuration, name)
-                elif len(plan.seeds) == 1 or not dataset.generates:
-                    found[-1] |= _exact(found[-1], reference, own, clusters, dataset.name)
+                    row |= _aggregated(task, configuration, name)
+                elif len(plan.seeds) == 1 or not dataset.generates or name in MULTIPLE_CHOICE:
+                    row |= _exact(row, reference, own, collected.clusters, dataset.name)
+                found.append(row)
     return found
+
+
+def _row(
+    configuration: Configuration,
+    dataset: Dataset,
+    name: str,
+    own: dict[str, float],
+    reference: dict[str, float],
+    collected: Collected,
+) -> dict[str, Any]:
+    """Of prompts' means."""
+    both = [prompt for prompt in own if prompt in reference]
+    clusters = collected.clusters
+    return {
+        "configuration": configuration.name,
+        "vs": configuration.vs,
+        "dataset": dataset.name,
+        "scorer": name,
+        "binary": None,
+        "num_errors": 0,
+        "mean": mean_effect(list(own.values()), _groups(dataset.name, own, clusters)),
+        "difference": difference_effect(
+            [reference[prompt] for prompt in both],
+            [own[prompt] for prompt in both],
+            _groups(dataset.name, both, clusters),
+        )
+        if configuration.vs
+        else None,
+    }
 
 
 def _exact(
@@ -244,12 +222,15 @@ def _exact(
     dataset: str,
 ) -> dict[str, Any]:
     """What is exact for zeros and ones of independent prompts; nothing for other scores."""
-    if not is_binary(own) or any(clusters.get((dataset, prompt)) for prompt in own):
+    groups = _groups(dataset, own, clusters)
+    if not is_binary(own) or len(set(groups)) < len(groups):
         return {}
     difference: Effect | None = row["difference"]
     tested = binary_difference(reference, own)
     if difference is not None and tested is not None:
-        difference = replace(difference, p=tested.p)
+        both = [prompt for prompt in own if prompt in reference]
+        a, b = (np.array([side[prompt] for prompt in both]) for side in (reference, own))
+        difference = exact_difference(a, b)
     return {"mean": with_wilson(row["mean"], own), "difference": difference, "binary": tested}
 
 

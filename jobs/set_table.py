@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from jobs.metrics import METRICS
+from jobs.metrics import BY_NAME
 from jobs.wording import number_text, p_text, percent_text
 
 HEADING = "By data set"
 _MOST_SETS = 4
 """Data sets that have a column each; of more the least and the largest effect are shown."""
-_METRICS = {metric.name: metric for metric in METRICS}
 
 
 def set_columns(data: dict[str, Any]) -> list[str]:
@@ -37,7 +36,7 @@ def set_rows(data: dict[str, Any]) -> list[list[str]]:
             cells = [f"{_shown(row, effects[name])} ({name})" for name in (least, most)]
         else:
             cells = ["–" if value is None else _shown(row, value) for value in chosen]
-        label = _METRICS[row["metric"]].label.removeprefix("· ")
+        label = BY_NAME[row["metric"]].label.removeprefix("· ")
         rows.append([row["configuration"], label, *cells, p_text(row["interaction_p"])])
     return rows
 
@@ -47,6 +46,6 @@ def _names(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _shown(row: dict[str, Any], value: float) -> str:
-    if _METRICS[row["metric"]].is_relative:
+    if BY_NAME[row["metric"]].is_relative:
         return percent_text(value)
     return number_text(value, sign=True)

@@ -160,7 +160,7 @@ def _extended(
 ) -> tuple[Plan, list[PromptRow], Addition | None]:
     connection = connect(results)
     try:
-        found = read_findings(connection, plan)
+        found = read_findings(connection, plan, primary_only=True)
         rows = budget.rows(_seconds_per_row(connection, found))
     finally:
         connection.close()

@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from jobs.judgement import Judgement
+from jobs.score_names import require_judged, spec_scores
 from jobs.shorthand import (
     check_scorer,
     check_source,
@@ -359,7 +360,9 @@ class TrialSpec(_Spec):
 
 def read_spec(path: str | Path) -> TrialSpec:
     """The spec in a YAML file; InputError with everything that is wrong with it, one line each."""
-    return validated(TrialSpec, read_yaml(path), path)
+    spec = validated(TrialSpec, read_yaml(path), path)
+    require_judged(spec.analysis, spec_scores(spec), path)
+    return spec
 
 
 def json_schema() -> dict[str, Any]:

@@ -92,6 +92,8 @@ def tables_markdown() -> str:
             "geometric mean), and exploratory: they get",
             "no verdict. Above a million rows they are counted in bins 0.5 % wide, as `method` "
             "then says.",
+            "What outputs are scored by has effects under its scorer's name, and no rows in the "
+            "summary.",
             "",
             *_columns(EFFECTS),
             "",

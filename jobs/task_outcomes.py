@@ -53,6 +53,8 @@ class TaskOutcomes:
     """Scorer -> from the items of all documents to the metric's value."""
     means: set[str] = field(default_factory=set)
     """The scorers whose aggregation is the plain mean."""
+    higher_is_better: dict[str, bool] = field(default_factory=dict)
+    """Of the scorers of which the task says which is better."""
 
 
 def task_outcomes(
@@ -94,12 +96,15 @@ def _note_aggregations(found: TaskOutcomes, loaded: LoadedTask) -> None:
     from lm_eval.api.metrics import mean
 
     known = loaded.task.aggregation()  # after the outcomes, which may add metrics
+    better = loaded.task.higher_is_better() or {}
     names = {each.scorer for outcomes in found.by_configuration.values() for each in outcomes}
     for name in names:
         aggregation = known.get(name.partition(",")[0], mean)
         found.aggregations[name] = _guarded(aggregation, _is_trusted(found.dataset))
         if aggregation is mean:
             found.means.add(name)
+        if (is_better := better.get(name.partition(",")[0])) is not None:
+            found.higher_is_better[name] = bool(is_better)
 
 
 def _guarded(aggregation: Aggregation, is_trusted: bool) -> Aggregation:

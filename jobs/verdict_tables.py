@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from jobs.metrics import METRICS
+from jobs.metrics import BY_NAME
 from jobs.wording import percent_text, plural, relative_bounds
 
 STYLES = {
@@ -23,7 +23,6 @@ STYLES = {
     "inconclusive": "yellow",
     "withheld": "yellow",
 }
-_METRICS = {metric.name: metric for metric in METRICS}
 # So that the tables of several comparisons line up below one another.
 _LABEL_WIDTH, _CHANGE_WIDTH = 24, 24
 
@@ -40,7 +39,7 @@ def verdict_tables(data: dict[str, Any]) -> Iterator[Table]:
         table.add_column("change", justify="right", no_wrap=True, min_width=_CHANGE_WIDTH)
         table.add_column("verdict", overflow="fold")
         for row in rows:
-            label = _METRICS[row["metric"]].label.removeprefix("· ")
+            label = BY_NAME[row["metric"]].label.removeprefix("· ")
             word = Text(verdict_phrase(row), style=STYLES.get(row["verdict"], ""))
             table.add_row(Text(label), change_text(row), word)
         yield table
@@ -50,7 +49,7 @@ def change_text(row: dict[str, Any]) -> str:
     """The estimate with its interval."""
     if row["identical"]:
         return "0"
-    relative = _METRICS[row["metric"]].is_relative
+    relative = BY_NAME[row["metric"]].is_relative
     return relative_bounds(row["estimate"], row["low"], row["high"], relative=relative)
 
 
@@ -70,14 +69,14 @@ def verdict_phrase(row: dict[str, Any]) -> str:
             return f"inconclusive: {' or '.join(ways)} would settle it with a chance of {chance}"
     if word in ("inconclusive", "mixed", "withheld") and row["verdict_reason"]:
         return f"{word}: {row['verdict_reason']}"
-    if word in ("better", "worse") and not _METRICS[row["metric"]].is_relative:
+    if word in ("better", "worse") and not BY_NAME[row["metric"]].is_relative:
         share = row["estimate"] / row["reference_mean"] if row["reference_mean"] else None
         return f"{word}, {percent_text(share)}" if share is not None else word
     return str(word)
 
 
 def margin_text(row: dict[str, Any]) -> str:
-    if _METRICS[row["metric"]].is_relative:
+    if BY_NAME[row["metric"]].is_relative:
         return f"{row['margin'] * 100:g} %"
     return f"{row['margin']:g}"
 
@@ -85,7 +84,7 @@ def margin_text(row: dict[str, Any]) -> str:
 def verdict_notes(data: dict[str, Any]) -> Iterator[str]:
     """How the verdicts were come by, and what speaks against them."""
     alpha, level = data["judgement"]["alpha"], data["level"]
-    primary = [_METRICS[name].label for name in data["judgement"]["primary"]]
+    primary = [BY_NAME[name].label for name in data["judgement"]["primary"]]
     now = f"judged at {level * 100:.2g} %" if level < alpha else "judged together"
     yield (
         f"Primary verdicts ({', '.join(primary)}; all comparisons together) are {now} (Holm): a "
@@ -115,7 +114,7 @@ def verdict_notes(data: dict[str, Any]) -> Iterator[str]:
 def alarm_text(alarm: dict[str, Any]) -> str:
     if alarm["reason"] is not None:
         return f"Alarm: {alarm['configuration']}: {alarm['reason']}."
-    label = _METRICS[alarm["metric"]].label
+    label = BY_NAME[alarm["metric"]].label
     return f"Alarm: {alarm['configuration']} differs from itself in {label} (p {alarm['p']:.2g})."
 
 
@@ -134,7 +133,7 @@ def attribution_table(data: dict[str, Any]) -> Table | None:
     )  # fmt: skip
     table.add_column("factor", no_wrap=True)
     for each in found:
-        table.add_column(_METRICS[each["metric"]].label, justify="right")
+        table.add_column(BY_NAME[each["metric"]].label, justify="right")
     factors = [c["factors"] for c in found[0]["contrasts"] if len(c["factors"]) <= 2]
     for names in factors:
         cells = [contrast_cell(each, names) for each in found]
@@ -145,7 +144,7 @@ def attribution_table(data: dict[str, Any]) -> Table | None:
 def attribution_notes(data: dict[str, Any]) -> Iterator[str]:
     """What a reader of the table of factors has to know."""
     withheld = {row["metric"] for row in data["verdicts"] if row["verdict"] == "withheld"}
-    labels = [_METRICS[m["metric"]].label for m in data["attribution"]["metrics"]
+    labels = [BY_NAME[m["metric"]].label for m in data["attribution"]["metrics"]
               if m["metric"] in withheld and m["contrasts"]]  # fmt: skip
     if labels:
         yield (

@@ -68,6 +68,8 @@ def why_withheld(
 ) -> str | None:
     """Why a metric gets no verdict here, whatever its numbers."""
     metric, rows = found.metric, comparison.rows
+    if found.withheld is not None:
+        return found.withheld
     if metric.source == "failure":
         return None
     if abs(rows.num_failed - rows.num_failed_reference) > FAILURE_MARGIN * rows.num_pairs:

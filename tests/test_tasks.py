@@ -11,6 +11,7 @@ import pytest
 import task_trials
 
 from cluster.results import Results
+from jobs.planning import make_plan
 from jobs.report_data import report_data
 from jobs.score import score_statistics, score_table, scores
 from optim.errors import InputError
@@ -43,7 +44,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def results(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Results:
     output = tmp_path_factory.mktemp("trial") / "out"
     datasets = [{"task": name, "include_path": str(folder)} for name in NAMES]
-    return task_trials.run_trial(task_trials.spec_of("demo", output, *datasets, seeds=[7]))
+    analysis = {"primary": ["acc", "exact_match,first-word", "word_perplexity"]}
+    spec = task_trials.spec_of("demo", output, *datasets, seeds=[7], analysis=analysis)
+    return task_trials.run_trial(spec)
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +138,35 @@ def test_report_and_table_show_tasks(results: Results) -> None:
     assert len(score_table(results).rows) == 12
 
 
+def test_metrics_of_tasks_are_judged(results: Results) -> None:
+    data = report_data(results)
+    [comparison] = data["comparisons"]
+    effects = {row["metric"]: row for row in comparison["effects"]}
+    judged = {row["metric"]: (row["verdict"], row["family"]) for row in data["verdicts"]}
+    assert judged["acc"] == ("exactly equal", "primary"), "batch size changes no choice"
+    assert judged["exact_match,first-word"] == ("exactly equal", "primary")
+    assert effects["acc_norm"]["family"] == "exploratory"
+    assert effects["acc"]["num_units"] == 16
+    of_all = [row for row in data["scores"] if row["scorer"] == "word_perplexity"]
+    assert effects["word_perplexity"]["mean"] == of_all[1]["mean"]["estimate"]
+    assert effects["word_perplexity"]["estimate"] == of_all[1]["difference"]["estimate"]
+    assert (effects["acc"]["direction"], effects["word_perplexity"]["direction"]) == (
+        "higher", "lower",
+    )  # fmt: skip
+    word, _ = judged["word_perplexity"]
+    assert word in ("withheld", "exactly equal")
+    if word == "withheld":
+        assert "no mean of its documents" in effects["word_perplexity"]["verdict_reason"]
+
+
+def test_metrics_that_no_task_has_are_refused(folder: Path, tmp_path: Path) -> None:
+    dataset = {"task": "python_choices", "include_path": str(folder)}
+    analysis = {"primary": ["accuracy"]}
+    spec = task_trials.spec_of("demo", tmp_path / "out", dataset, analysis=analysis)
+    with pytest.raises(InputError, match=r"analysis.primary: .*`accuracy`.* acc, acc_norm"):
+        make_plan(spec, "spec")
+
+
 def test_a_task_that_changed_is_not_scored(results: Results, folder: Path) -> None:
     data = folder / "choices.jsonl"
     before = data.read_text()
@@ -142,6 +174,11 @@ def test_a_task_that_changed_is_not_scored(results: Results, folder: Path) -> No
         data.write_text(before.replace("a mapping of keys.", "a mapping of keys!"))
         with pytest.raises(InputError, match="prompts are not those that were run"):
             scores(results)
+        found = report_data(results)
+        words = {row["metric"]: row["verdict"] for row in found["comparisons"][0]["effects"]}
+        assert words["acc"] == "withheld"
+        assert words["exact_match,first-word"] == "exactly equal", "the other tasks are judged"
+        assert any("acc, acc_norm" in note and "not those" in note for note in found["notes"])
         data.write_text(before.replace('"answer": 0', '"answer": 1'))
         with pytest.raises(InputError, match="documents are not those that were run"):
             scores(results)
