@@ -347,7 +347,7 @@ def test_a_name_that_nothing_is_scored_by_is_refused(tmp_path: Path, run: Run, f
     assert (code, out) == (2, "")
     assert len(err.strip().splitlines()) == 1
     assert f"{path}: analysis.{field}: there is no metric `contians`" in err
-    assert "bits_per_byte, contains" in err, "what there is"
+    assert "failed_share, contains" in err, "what there is"
     assert not (tmp_path / "out").exists()
 
 
