@@ -233,10 +233,10 @@ def _scored(connection: duckdb.DuckDBPyConnection, plan: Plan, pilot: Plan) -> S
 
 
 def visible(
-    connection: duckdb.DuckDBPyConnection, plan: Plan, scored: Scored
+    connection: duckdb.DuckDBPyConnection, plan: Plan, scored: Scored | None = None
 ) -> tuple[Visible, ...]:
     """What the trial will see, from a pilot's results and their scores."""
-    judgement = Judgement.model_validate(plan.analysis)
+    judgement, scored = Judgement.model_validate(plan.analysis), scored or Scored()
     metrics = [m for m in (*METRICS, *scored.metrics) if m.name in judgement.primary]
     return tuple(
         _smallest(connection, plan, judgement, c.name, c.vs, metric, scored.why_not(metric.name))
