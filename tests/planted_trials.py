@@ -16,7 +16,7 @@ from cluster.results import MANIFEST, Results, write_prompts
 
 Rows = list[dict[str, Any]]
 Facts = dict[str, Any]
-Plant = Callable[[Cell, Rows, Facts], None]
+Plant = Callable[[Cell, Rows, Facts], bool | None]
 LATER = "set0+1"
 
 
@@ -60,7 +60,7 @@ def plant_added(cell: Cell, rows: Rows, facts: Facts) -> None:
         each["dataset"] = LATER if cell.dataset == "set1" else cell.dataset
 
 
-def plant(cell: Cell, rows: Rows, facts: Facts) -> None:
+def plant(cell: Cell, rows: Rows, facts: Facts) -> bool | None:
     place = [cell.shard, cell.seed or 0, *cell.configuration.encode(), *cell.dataset.encode()]
     rng = np.random.default_rng(place)
     facts |= {"round": 0, "attempt": f"{cell.dataset}{cell.shard}{cell.seed}"}
@@ -68,9 +68,7 @@ def plant(cell: Cell, rows: Rows, facts: Facts) -> None:
     if cell.kind == "likelihoods":
         for row in rows:
             row["nats"] *= float(rng.lognormal(0, 0.02))
-        if own is missing:
-            own(cell, rows, facts)
-        return
+        return own(cell, rows, facts) if own in (missing, half) else None
     if not cell.configuration.startswith("again"):
         for row in rows:
             lengthen(row, float(rng.lognormal(0, 0.05)))
@@ -79,8 +77,7 @@ def plant(cell: Cell, rows: Rows, facts: Facts) -> None:
     held = rng.lognormal(0, 0.02, 2)
     facts["kv_committed_peak_bytes"] = int(10_000 * held[0])
     facts["kv_committed_byte_s"] = float(6_000 * held[1] * facts["wall_s"])
-    if own is not None:
-        own(cell, rows, facts)
+    return None if own is None else own(cell, rows, facts)
 
 
 def lengthen(row: dict[str, Any], factor: float) -> None:
@@ -168,6 +165,11 @@ def missing(cell: Cell, rows: Rows, facts: Facts) -> None:
         rows[0]["ttft_s"] = None
 
 
+def half(cell: Cell, rows: Rows, facts: Facts) -> bool:
+    """Only a part of the last data set has run."""
+    return cell.dataset == "set0" or cell.shard < 3
+
+
 def one_failure(cell: Cell, rows: Rows, facts: Facts) -> None:
     """Beside rows that are equal."""
     if cell.shard == 0 and cell.seed == 1 and cell.dataset == "set0":
@@ -241,6 +243,6 @@ PLANTED: dict[str, Plant] = {
     "again-slower": slower,
     "fast": faster, "short": shorter, "opposite": opposite, "long": longer, "dominant": dominant,
     "nothing-of-one": nothing_of_a_prompt, "nothing": nothing, "missing": missing,
-    "one-failure": one_failure, "failures": failures, "cut": cut, "apart": apart, "cold": cold,
-    "partly-missing": partly_missing, "not-a-number": not_a_number, "no-round": no_round,
+    "half": half, "one-failure": one_failure, "failures": failures, "cut": cut, "apart": apart,
+    "cold": cold, "partly-missing": partly_missing, "not-a-number": not_a_number, "no-round": no_round,
 }  # fmt: skip

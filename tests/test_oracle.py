@@ -71,10 +71,10 @@ def test_one_data_set_whose_swaps_are_all_tried(tmp_path: Path) -> None:
 
 
 def test_two_data_sets_whose_swaps_are_all_tried(tmp_path: Path) -> None:
-    names = ["short", "long", "one-failure"]
+    names = ["short", "long", "half", "one-failure"]
     found, report = agreed(planted(tmp_path / "out", names, num_prompts=6, num_shards=6))
     assert found.faults == []
-    assert (found.num_effects, found.words_near) == (25 * 3, [])
+    assert (found.num_effects, found.words_near) == (25 * 4, [])
     assert found.num_exact > 25
     assert words(report).keys() >= {"better", "lower", "exactly equal", "withheld"}
 
