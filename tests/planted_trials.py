@@ -244,5 +244,6 @@ PLANTED: dict[str, Plant] = {
     "fast": faster, "short": shorter, "opposite": opposite, "long": longer, "dominant": dominant,
     "nothing-of-one": nothing_of_a_prompt, "nothing": nothing, "missing": missing,
     "half": half, "one-failure": one_failure, "failures": failures, "cut": cut, "apart": apart,
-    "cold": cold, "partly-missing": partly_missing, "not-a-number": not_a_number, "no-round": no_round,
+    "cold": cold, "partly-missing": partly_missing, "not-a-number": not_a_number,
+    "no-round": no_round,
 }  # fmt: skip
