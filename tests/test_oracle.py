@@ -86,7 +86,9 @@ def test_one_data_set_whose_swaps_are_all_tried(tmp_path: Path) -> None:
 
 def test_two_data_sets_whose_swaps_are_all_tried(tmp_path: Path) -> None:
     names = ["short", "long", "half", "one-failure"]
-    found, report = agreed(planted(tmp_path / "out", names, num_prompts=6, num_shards=6))
+    found, report = agreed(
+        planted(tmp_path / "out", names, num_prompts=6, num_shards=6, seeds=(1,))
+    )
     assert found.faults == []
     assert (found.num_effects, found.words_near) == (25 * 4, [])
     assert found.num_exact > 25
@@ -95,7 +97,7 @@ def test_two_data_sets_whose_swaps_are_all_tried(tmp_path: Path) -> None:
 
 def test_two_data_sets_whose_swaps_are_drawn(tmp_path: Path) -> None:
     names = ["again", "fast", "short", "opposite", "dominant", "nothing-of-one", "missing"]
-    found, report = agreed(planted(tmp_path / "out", names, num_prompts=10))
+    found, report = agreed(planted(tmp_path / "out", names, num_prompts=10, seeds=(1,)))
     assert found.faults == []
     assert found.num_effects == 25 * 7
     assert len(found.words_near) <= 2
