@@ -71,13 +71,13 @@ def test_the_demo(tmp_path: Path) -> None:
 
 def test_one_data_set_whose_swaps_are_all_tried(tmp_path: Path) -> None:
     names = [
-        "again", "fast", "short", "long", "dominant", "nothing-of-one", "nothing", "missing",
-        "one-failure", "failures", "cut", "apart",
+        "fast", "long", "dominant", "nothing-of-one", "missing", "one-failure", "failures", "cut",
+        "apart",
     ]  # fmt: skip
     found, report = agreed(planted(tmp_path / "out", names, num_datasets=1, num_prompts=8))
     assert found.faults == []
-    assert (found.num_effects, found.words_near) == (25 * 12, [])
-    assert found.num_exact > 200
+    assert (found.num_effects, found.words_near) == (25 * 9, [])
+    assert found.num_exact > 150
     assert words(report).keys() >= {
         "better", "worse", "lower", "higher", "equivalent", "exactly equal", "inconclusive",
         "withheld",
@@ -96,10 +96,10 @@ def test_two_data_sets_whose_swaps_are_all_tried(tmp_path: Path) -> None:
 
 
 def test_two_data_sets_whose_swaps_are_drawn(tmp_path: Path) -> None:
-    names = ["again", "fast", "short", "opposite", "dominant", "nothing-of-one", "missing"]
+    names = ["fast", "opposite", "dominant", "nothing-of-one", "nothing", "missing"]
     found, report = agreed(planted(tmp_path / "out", names, num_prompts=10, seeds=(1,)))
     assert found.faults == []
-    assert found.num_effects == 25 * 7
+    assert found.num_effects == 25 * 6
     assert len(found.words_near) <= 2
     assert words(report).keys() >= {"mixed", "better", "worse", "withheld", "inconclusive"}
 
