@@ -85,23 +85,23 @@ def test_one_data_set_whose_swaps_are_all_tried(tmp_path: Path) -> None:
 
 
 def test_two_data_sets_whose_swaps_are_all_tried(tmp_path: Path) -> None:
-    names = ["short", "long", "half", "one-failure"]
+    names = ["short", "half"]
     found, report = agreed(
         planted(tmp_path / "out", names, num_prompts=6, num_shards=6, seeds=(1,))
     )
     assert found.faults == []
-    assert (found.num_effects, found.words_near) == (25 * 4, [])
-    assert found.num_exact > 25
-    assert words(report).keys() >= {"better", "lower", "exactly equal", "withheld"}
+    assert (found.num_effects, found.words_near) == (25 * 2, [])
+    assert found.num_exact > 15
+    assert words(report).keys() >= {"better", "lower"}
 
 
 def test_two_data_sets_whose_swaps_are_drawn(tmp_path: Path) -> None:
-    names = ["fast", "opposite", "dominant", "nothing-of-one", "nothing", "missing"]
+    names = ["opposite", "dominant", "nothing-of-one", "missing"]
     found, report = agreed(planted(tmp_path / "out", names, num_prompts=10, seeds=(1,)))
     assert found.faults == []
-    assert found.num_effects == 25 * 6
+    assert found.num_effects == 25 * 4
     assert len(found.words_near) <= 2
-    assert words(report).keys() >= {"mixed", "better", "worse", "withheld", "inconclusive"}
+    assert words(report).keys() >= {"mixed", "withheld", "inconclusive"}
 
 
 def test_a_configuration_that_differs_from_itself(tmp_path: Path) -> None:
