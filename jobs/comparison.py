@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import duckdb
 
@@ -218,13 +219,13 @@ def _effects(metric: Metric, pairs: _Paired) -> list[MetricEffect]:
 
 def _per(metric: Metric, pairs: _Paired) -> MetricEffect:
     """One sum over another, such as native tokens over base tokens of the same text."""
-    above, below = (pairs.prompts.means[name] for name in metric.parts)
-    rates = [_rate_of(*pair) for pair in zip(above, below, strict=True)]
     if metric.is_timed:
         above, below = (pairs.times.values[name] for name in metric.parts)
         clusters, sets = pairs.times.clusters, pairs.sets(pairs.times.datasets)
     else:
+        above, below = (pairs.prompts.means[name] for name in metric.parts)
         clusters, sets = [*pairs.prompts.clusters], pairs.sets(pairs.prompts.datasets)
+    rates = [_rate_of(*pair) for pair in zip(above, below, strict=True)]
     effect = rate_effect((above[0], below[0]), (above[1], below[1]), clusters, strata=sets)
     if metric.is_timed:
         effect = _guarded(effect, above[0], above[1], pairs.times)
@@ -233,7 +234,7 @@ def _per(metric: Metric, pairs: _Paired) -> MetricEffect:
 
 def _rate(metric: Metric, pairs: _Paired) -> MetricEffect:
     cells = pairs.cells
-    amounts, times = (cells.values[name] for name in metric.totals)
+    amounts, times = (cells.values[f"{metric.name} {name}"] for name in metric.totals)
     sides = (amounts[0], times[0]), (amounts[1], times[1])
     effect = rate_effect(*sides, cells.clusters, strata=pairs.sets(cells.datasets))
     effect = _guarded(effect, amounts[0], amounts[1], cells)
@@ -245,10 +246,14 @@ def _rate_of(amounts: Sequence[float | None], times: Sequence[float | None]) -> 
     pairs = [
         (amount, time)
         for amount, time in zip(amounts, times, strict=True)
-        if amount is not None and time is not None
+        if _is_number(amount) and _is_number(time)
     ]
     total = sum(time for _, time in pairs)
     return sum(amount for amount, _ in pairs) / total if total > 0 else None
+
+
+def _is_number(value: float | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value)
 
 
 def _given(
@@ -258,7 +263,7 @@ def _given(
     b: Sequence[float | None],
     effect: Effect,
 ) -> MetricEffect:
-    pairs = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
+    pairs = [(x, y) for x, y in zip(a, b, strict=True) if _is_number(x) and _is_number(y)]
     size = len(pairs)
     left = sum(x for x, _ in pairs) / size if size else None
     right = sum(y for _, y in pairs) / size if size else None
@@ -275,12 +280,12 @@ def _guarded(effect: Effect, a: Numbers, b: Numbers, pairs: PairedTimes | Paired
             f"{plural(effect.num_clusters, 'round')} of leases, and {fewest} are needed for an "
             "interval: `workers.rounds`"
         )
-    if effect.low is None or effect.identical or pairs.in_leases:
+    if effect.estimate is None or effect.identical or pairs.in_leases:
         return effect
     used = {
         (origin(dataset), cluster)
         for dataset, cluster, x, y in zip(pairs.datasets, pairs.clusters, a, b, strict=True)
-        if x is not None and y is not None
+        if _is_number(x) and _is_number(y)
     }
     fewest = min(Counter(dataset for dataset, _ in used).values(), default=0)
     if fewest >= MIN_SHARDS:

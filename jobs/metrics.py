@@ -61,7 +61,7 @@ class Metric:
     @property
     def totals(self) -> tuple[str, str]:
         """Of a rate: the cell's total, and the one that it is divided by."""
-        return _RATES[self.name]
+        return RATES[self.name]
 
     @property
     def parts(self) -> tuple[str, str]:
@@ -91,7 +91,7 @@ _WITH_LENGTH = frozenset(
     }
 )  # fmt: skip
 
-_RATES = {
+RATES = {
     "completion_bytes_per_s": ("completion_bytes", "wall_s"),
     "base_tokens_per_s": ("base_completion_tokens", "wall_s"),
     "kv_committed_mean_bytes": ("kv_committed_byte_s", "wall_s"),

@@ -12,7 +12,7 @@ from typing import Any
 
 import duckdb
 
-from jobs.metrics import column
+from jobs.metrics import RATES, column
 
 ROW_METRICS = (
     "prompt_tokens", "completion_tokens", "total_tokens", "base_completion_tokens",
@@ -63,7 +63,8 @@ class PairedCells:
     clusters: list[Hashable]
     datasets: list[str]
     values: dict[str, tuple[list[float | None], list[float | None]]]
-    """Column -> (reference, configuration)."""
+    """Column -> (reference, configuration). Of a rate, its name and then each of both columns: of
+    cells that have both on both sides."""
     in_leases: bool = False
     unequal: frozenset[str] = frozenset()
     """Columns in which some cell differs, whatever the seeds' sums and means."""
@@ -73,13 +74,15 @@ def paired_prompts(
     connection: duckdb.DuckDBPyConnection, configuration: str, reference: str
 ) -> PairedPrompts:
     """Prompt means of tokens, bytes and times; rows of a cold engine have no times."""
-    metrics = [(m, "") for m in ROW_METRICS]
-    metrics += [(m, " AND NOT coalesce(r.warmup, false) AND NOT coalesce(o.warmup, false)")
-                for m in TIME_METRICS]  # fmt: skip
+    warm = " AND NOT coalesce(r.warmup, false) AND NOT coalesce(o.warmup, false)"
+    metrics = [(m, m, "") for m in ROW_METRICS]
+    metrics += [(m, m, warm) for m in TIME_METRICS]
+    # What times are divided by is of the rows that are timed.
+    metrics += [(f"warm {m}", m, warm) for m in ROW_METRICS]
     means = ", ".join(
         f"avg({column(m, side)}) FILTER ({column(m, 'r')} IS NOT NULL AND "
         f"{column(m, 'o')} IS NOT NULL{condition})"
-        for m, condition in metrics
+        for _, m, condition in metrics
         for side in ("r", "o")
     )
     rows = connection.execute(
@@ -99,7 +102,7 @@ def paired_prompts(
     return PairedPrompts(
         clusters=[cluster_of(row[0], row[1], row[2]) for row in rows],
         shards=[(row[0], row[3]) for row in rows],
-        means={m: _columns(rows, 4 + 2 * i) for i, (m, _) in enumerate(metrics)},
+        means={name: _columns(rows, 4 + 2 * i) for i, (name, *_) in enumerate(metrics)},
     )
 
 
@@ -118,7 +121,8 @@ def paired_times(
     """Of the same pairs as `prompts`, which it is made of where no leases were used."""
     names = (*TIME_METRICS, *ROW_METRICS)
     if not in_leases(connection):
-        values = {m: prompts.means[m] for m in names}
+        values = {m: prompts.means[m] for m in TIME_METRICS}
+        values |= {m: prompts.means[f"warm {m}"] for m in ROW_METRICS}
         return PairedTimes([*prompts.shards], prompts.datasets, values)
     warm = "NOT coalesce(r.warmup, false) AND NOT coalesce(o.warmup, false)"
     both = {
@@ -178,9 +182,14 @@ def paired_cells(
     and no memory.
     """
     columns = [(c, "sum") for c in CELL_TOTALS] + [(c, "avg") for c in CELL_PEAKS]
+    wanted: list[tuple[str, str, str, tuple[str, ...]]]
+    wanted = [(c, how, c, (c,)) for c, how in columns]
+    wanted += [(f"{rate} {c}", "sum", c, pair) for rate, pair in RATES.items() for c in pair]
     values = ", ".join(
-        f"{how}({side}.{c}) FILTER (r.{c} IS NOT NULL AND o.{c} IS NOT NULL)"
-        for c, how in columns
+        f"{how}({side}.{c}) FILTER ("
+        + " AND ".join(f"r.{each} IS NOT NULL AND o.{each} IS NOT NULL" for each in there)
+        + ")"
+        for _, how, c, there in wanted
         for side in ("r", "o")
     )
     unequal = ", ".join(f"bool_or(o.{c} IS DISTINCT FROM r.{c})" for c, _ in columns)
@@ -199,12 +208,12 @@ def paired_cells(
     return PairedCells(
         clusters=[("round" if leases else row[0], row[1]) for row in rows],
         datasets=[row[0] for row in rows],
-        values={c: _columns(rows, 2 + 2 * i) for i, (c, _) in enumerate(columns)},
+        values={name: _columns(rows, 2 + 2 * i) for i, (name, *_) in enumerate(wanted)},
         in_leases=leases,
         unequal=frozenset(
             c
             for i, (c, _) in enumerate(columns)
-            if any(row[2 + 2 * len(columns) + i] for row in rows)
+            if any(row[2 + 2 * len(wanted) + i] for row in rows)
         ),
     )
 
@@ -217,7 +226,8 @@ def share_apart(connection: duckdb.DuckDBPyConnection, configuration: str, refer
     """
     row = connection.execute(
         """
-        SELECT avg((o.attempt <> r.attempt AND o.round = 0 AND r.round = 0)::DOUBLE)
+        SELECT avg((o.attempt <> r.attempt AND coalesce(o.round, 0) = 0
+            AND coalesce(r.round, 0) = 0)::DOUBLE)
         FROM cells o JOIN cells r USING (dataset, shard, kind)
         WHERE o.configuration = ? AND r.configuration = ? AND o.kind = 'generations'
             AND o.seed = r.seed

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import duckdb
 
 from jobs.metrics import column
-from jobs.pairing import ROW_METRICS, cluster_of
+from jobs.pairing import ROW_METRICS, TIME_METRICS, cluster_of
 
 _WHATEVER_THE_BUDGET = frozenset({"prompt_tokens", "ends_in_loop"})
 """Metrics that are equal where the length budget decided both."""
@@ -56,6 +56,10 @@ def compare_rows(
         + ("))" if m in _WHATEVER_THE_BUDGET else f" OR ({other_text} AND {by_budget})))")
         for m in ROW_METRICS
     )
+    timed = f"{done} AND NOT coalesce(o.warmup, false) AND NOT coalesce(r.warmup, false)"
+    unequal += "".join(
+        f", count(*) FILTER ({timed} AND o.{m} IS DISTINCT FROM r.{m})" for m in TIME_METRICS
+    )
     row = connection.execute(
         f"""
         SELECT count(*) FILTER ({done} AND {other_text}), count(*) FILTER ({done}), count(*),
@@ -71,7 +75,7 @@ def compare_rows(
         [configuration, reference],
     ).fetchone()
     assert row is not None  # An aggregate without GROUP BY always has one row.
-    counts = dict(zip(ROW_METRICS, row[10:], strict=True))
+    counts = dict(zip((*ROW_METRICS, *TIME_METRICS), row[10:], strict=True))
     texts, (pairs, failed, failed_reference, apart, empty, cut, cut_reference, cut_apart) = (
         TextComparison(*row[:2]),
         row[2:10],

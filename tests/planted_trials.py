@@ -13,6 +13,7 @@ from trial_results import make_results
 
 from cluster.plan import Cell, Configuration, digest
 from cluster.results import MANIFEST, Results, write_prompts
+from jobs.looks import TEST
 
 Rows = list[dict[str, Any]]
 Facts = dict[str, Any]
@@ -27,7 +28,7 @@ def planted(folder: Path, names: Sequence[str], **options: Any) -> Results:
         repeated = "baseline" if name.startswith("again") else None
         arms.append(Configuration(name=name, vs="baseline", duplicate_of=repeated))
     arms = [arm.model_copy(update={"fingerprint": digest(arm.name)}) for arm in arms]
-    return make_results(folder, arms=arms, **{"edit": plant, **options})
+    return make_results(folder, arms=arms, **{"edit": plant, "scorers": (), **options})
 
 
 def judged_again(results: Results) -> None:
@@ -44,6 +45,7 @@ def judged_again(results: Results) -> None:
     }
     decided = {"configuration": "short", "metric": "completion_tokens", "word": "better", "look": 1}
     look = {"number": 1, "level": 0.08, "settled": [decided], "configurations": ["long"]}
+    look["test"] = TEST
     plan["looks"] = [look | {"open": [["long", "bits_per_byte"]], "seeds": [2]}]
     results.store.replace(MANIFEST, json.dumps(manifest).encode())
     rows = results.prompts().to_pylist()

@@ -3,8 +3,9 @@
 Of each swap `excess(θ, sums)` says by how much it is more extreme than what was seen. An end is
 bracketed; swaps that are as extreme at both ends of the bracket, or at neither, are taken to be so
 in between, and of each other one the θ is found at which it stops to be: the end is that one of
-these beyond which too few are left. An interval is the hull of all θ that are kept, so one step
-further out is looked at as well.
+these beyond which too few are left. Whether they are is looked at, and where it is not so, the
+bracket is halved until it is. An interval is the hull of all θ that are kept, so one step further
+out is looked at as well, and many steps where clusters are so few that there may be gaps.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ Excess = Callable[[float | Floats, Sums], Floats]
 
 # In multiples of where t would have the end.
 _FAR = (1.0, 1.4, 2.0, 4.0, 12.0)
+_THOROUGH = (*np.arange(0.25, 4.01, 0.25).tolist(), 5.0, 6.0, 8.0, 12.0)
 _BACK = (0.7, 0.0)
 _ITERATIONS = 60
 
@@ -36,6 +38,7 @@ class Search:
     step: float
     """Signed: about as far as the end is likely to be."""
     tolerance: float
+    is_thorough: bool = False
 
     def end(self, sums: Sums, rank: int) -> float:
         """`rank` swaps, at the least, have to be as extreme for a θ to be kept; may be infinite."""
@@ -44,13 +47,13 @@ class Search:
         inside, outside = 0.0, math.inf
         at_inside: Floats | None = None
         at_outside = np.zeros(0)
-        for multiple in _FAR:
+        for multiple in _THOROUGH if self.is_thorough else _FAR:
             found = self._at(multiple, sums)
             if int((found >= 0).sum()) >= rank:
                 inside, at_inside, outside = multiple, found, math.inf
             elif math.isinf(outside):
                 outside, at_outside = multiple, found
-            else:
+            elif not self.is_thorough:
                 break  # twice in a row
         if math.isinf(outside):
             return math.copysign(math.inf, self.step)
@@ -61,7 +64,30 @@ class Search:
             outside, at_outside = multiple, at_inside
         assert at_inside is not None  # _BACK is not empty
         place = self._within((inside, outside), (at_inside, at_outside), rank, sums)
+        is_drawn = self.tolerance > 1e-8  # and then known to its own error alone
+        if not is_drawn and not self._is_end(place, rank, sums):
+            place = self._halved(inside, outside, rank, sums)
         return self.start + self.step * place
+
+    def _num_kept(self, multiple: float, sums: Sums) -> int:
+        return int((self._at(multiple, sums) >= 0).sum())
+
+    def _is_end(self, place: float, rank: int, sums: Sums) -> bool:
+        room = 4 * self.tolerance
+        is_kept = place <= room or self._num_kept(place - room, sums) >= rank
+        return is_kept and self._num_kept(place + room, sums) < rank
+
+    def _halved(self, inside: float, outside: float, rank: int, sums: Sums) -> float:
+        """By the number of swaps alone: inside it is large enough, outside it is not."""
+        for _ in range(_ITERATIONS):
+            middle = (inside + outside) / 2
+            if outside - inside < self.tolerance:
+                break
+            if self._num_kept(middle, sums) >= rank:
+                inside = middle
+            else:
+                outside = middle
+        return inside
 
     def _at(self, multiple: float | Floats, sums: Sums) -> Floats:
         return self.excess(self.start + multiple * self.step, sums)

@@ -46,6 +46,11 @@ NUM_SWAPS = 4_999
 """Swaps that are drawn where there are more than can be enumerated."""
 MOST_ENUMERATED = 14
 """Clusters up to which every swap is tried: 2^13."""
+_LEAST_SPREAD = 1e-24
+"""A variance that is rounding, of logs or of what is of their size."""
+_MOST_THOROUGH = 11
+"""Clusters up to which an interval's ends are looked for at many places: few clusters of several
+sets can leave gaps in what is kept."""
 _MOST_CLUSTERS = 1024
 """More clusters than these are joined to so many before they are swapped: see `_joined`."""
 
@@ -141,8 +146,9 @@ class SwapTest:
         step = error * float(special.stdtrit(max(1, self._df), 0.5 + confidence / 2))
         sums = _sums(self, num_swaps)
         rank = _rank(confidence, sums[0].shape[1])
+        is_thorough = self.num_clusters <= _MOST_THOROUGH
         low, high = (
-            Search(self._excess, middle, each, self._tolerance).end(sums, rank)
+            Search(self._excess, middle, each, self._tolerance, is_thorough).end(sums, rank)
             for each in (-step, step)
         )
         return low, high
@@ -189,7 +195,10 @@ class SwapTest:
             shift = np.atleast_1d(np.asarray(self._seen[0] - theta, dtype=np.float64))
             seen = shift / np.float64(self._seen[1])
             middle, error = self._moments(theta, sums)
-            drawn = middle / error
+            # What rounding leaves of nothing is nothing, over no spread too.
+            least = ROUNDING * np.maximum(1.0, np.abs(shift))
+            is_nothing = (error == 0) & (np.abs(middle) <= least)
+            drawn = np.where(is_nothing, 0.0, middle / error)
         # No spread at all: as extreme as can be, or nothing where the statistic is nothing too.
         return _finite(seen), _finite(drawn)
 
@@ -276,7 +285,8 @@ def _joined(totals: Floats, most: int) -> Floats:
 def _heterogeneity(parts: Sequence[tuple[Floats, Floats]]) -> Floats:
     middles = np.stack([found for found, _ in parts])
     with np.errstate(all="ignore"):
-        precision = np.stack([1 / spread for _, spread in parts])
+        # Sets without any spread differ by whatever they differ by.
+        precision = np.stack([1 / np.maximum(spread, _LEAST_SPREAD) for _, spread in parts])
         mean = (middles * precision).sum(axis=0) / precision.sum(axis=0)
         found = (precision * (middles - mean) ** 2).sum(axis=0)
     return _finite(found)

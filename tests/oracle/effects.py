@@ -51,7 +51,7 @@ class Effect:
 
 def effects_of(metric: Metric, units: Units) -> list[Effect]:
     """The one that is judged, and the geometric mean where there is one."""
-    if metric.of == "target":
+    if metric.of == "target" or metric.is_share:
         return [_effect(metric, DIFFERENCE, units, units)]
     found = [_effect(metric, TOTALS, units, units)]
     if metric.has_geometric_mean:

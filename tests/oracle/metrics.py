@@ -19,6 +19,10 @@ class Metric:
     """Rows of a shard share its noise, and rows of a cold engine are left out."""
     is_length: bool = False
     """A longer answer has more of it."""
+    is_share: bool = False
+    """Of rows: its effect is a difference."""
+    is_failures: bool = False
+    """Of all rows, those that failed among them, whatever their data sets."""
 
     @property
     def is_memory(self) -> bool:
@@ -32,7 +36,7 @@ class Metric:
     @property
     def has_geometric_mean(self) -> bool:
         """Whether the typical prompt's change stands beside the ratio of totals."""
-        return self.of == "row" and self.per is None
+        return self.of == "row" and self.per is None and not self.is_share
 
 
 def _row(name: str, margin: float, better: Literal["lower", "neither"] = "neither") -> Metric:
@@ -64,8 +68,11 @@ METRICS = {
                is_length=True),
         Metric("kv_byte_s_per_byte", "cell", "kv_committed_byte_s", "completion_bytes",
                margin=0.03, is_timed=True, is_length=True),
+        Metric("ends_in_loop", "row", "ends_in_loop", margin=0.01, is_share=True),
+        Metric("failed_share", "row", "error", margin=0.01, is_share=True, is_failures=True),
         Metric("bits_per_byte", "target", "bits_per_byte", margin=0.01),
     )
 }  # fmt: skip
 
+ALWAYS_PRIMARY = "failed_share"
 PRIMARY = ("completion_tokens", "e2e_s_per_byte", "kv_committed_peak_bytes", "bits_per_byte")

@@ -16,7 +16,7 @@ Key = tuple[Any, ...]
 GENERATED = (
     "dataset", "prompt_id", "seed", "shard", "prompt_tokens", "completion_tokens",
     "base_completion_tokens", "completion_bytes", "finish_reason", "error", "ttft_s", "tpot_s",
-    "e2e_s", "completion_text", "warmup",
+    "e2e_s", "completion_text", "warmup", "ends_in_loop",
 )  # fmt: skip
 SCORED = ("dataset", "prompt_id", "shard", "candidate", "num_bytes", "nats", "error")
 
@@ -78,6 +78,23 @@ class Trial:
                 found[dataset, prompt] = (dataset, *own)
         return found
 
+    def num_missing(self, configuration: str) -> int:
+        """Cells that the plan has and the folder has not."""
+        planned = 0
+        plan = self.plan
+        for dataset in plan["datasets"]:
+            if configuration not in (dataset.get("arms") or [configuration]):
+                continue
+            for seed in plan["seeds"] if dataset.get("generates", True) else ():
+                arms = (plan.get("seed_arms") or {}).get(str(seed))
+                planned += dataset["num_shards"] if arms is None or configuration in arms else 0
+            if dataset["has_targets"] and plan["likelihoods"]:
+                planned += dataset["num_shards"]
+        names = (
+            f"{kind}/configuration=c-{configuration}" for kind in ("generations", "likelihoods")
+        )
+        return planned - sum(len(list((self.folder / n).glob("part-*.parquet"))) for n in names)
+
     @cached_property
     def _generated(self) -> list[tuple[str, Row, list[Row]]]:
         return self._parts("generations", GENERATED)
@@ -89,7 +106,8 @@ class Trial:
             file = pq.ParquetFile(path)
             facts = json.loads(file.metadata.metadata[b"optrial.cell"])
             name = path.parent.name.removeprefix("configuration=c-")
-            found.append((name, facts, file.read(columns=list(columns)).to_pylist()))
+            there = [name for name in columns if name in file.schema_arrow.names]
+            found.append((name, facts, file.read(columns=there).to_pylist()))
         return found
 
 

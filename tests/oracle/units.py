@@ -67,6 +67,8 @@ class Units:
 def units_of(trial: Trial, metric: Metric, configuration: str, reference: str) -> Units:
     if metric.of == "cell":
         return _of_cells(trial, metric, configuration, reference)
+    if metric.is_failures:
+        return _of_failures(trial, configuration, reference)
     if metric.of == "target":
         return _of_targets(trial, configuration, reference)
     return _of_rows(trial, metric, configuration, reference)
@@ -111,8 +113,10 @@ def _of_rows(trial: Trial, metric: Metric, configuration: str, reference: str) -
             continue
         used = by_prompt.setdefault((dataset, prompt), [])
         shards[dataset, prompt] = pair[1]["shard"]
-        rows_equal &= all(pair[0][name] == pair[1][name] for name in names)
-        if not metric.is_timed and metric.name != "prompt_tokens":
+        is_warm = not any(row["warmup"] for row in pair)
+        if is_warm or not metric.is_timed:
+            rows_equal &= all(pair[0].get(name) == pair[1].get(name) for name in names)
+        if not metric.is_timed and metric.name not in ("prompt_tokens", "ends_in_loop"):
             rows_equal &= not (texts_differ(pair) and cut_by_budget(pair))
         if not (metric.is_timed and any(row["warmup"] for row in pair)):
             used.append(pair)
@@ -123,6 +127,19 @@ def _of_rows(trial: Trial, metric: Metric, configuration: str, reference: str) -
         values = _amounts(pairs, names, over=_mean)
         found.append(Unit(set_of(dataset), cluster, values))
     return _usable(found, rows_equal)
+
+
+def _of_failures(trial: Trial, configuration: str, reference: str) -> Units:
+    """How many of a prompt's rows failed, of how many; data sets are not told apart."""
+    by_prompt: dict[Key, list[Pair]] = {}
+    for (dataset, prompt, _), pair in row_pairs(trial, configuration, reference).items():
+        by_prompt.setdefault((dataset, prompt), []).append(pair)
+    found = []
+    for key, pairs in by_prompt.items():
+        failed = [float(sum(p[side]["error"] is not None for p in pairs)) for side in (0, 1)]
+        size = float(len(pairs))
+        found.append(Unit("", trial.groups[key], (failed[0], size, failed[1], size)))
+    return _usable(found, True)
 
 
 def _of_cells(trial: Trial, metric: Metric, configuration: str, reference: str) -> Units:

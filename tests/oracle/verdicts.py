@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from oracle.effects import GEOMETRIC, Effect, effects_of
-from oracle.metrics import METRICS, PRIMARY
+from oracle.metrics import ALWAYS_PRIMARY, METRICS, PRIMARY
 from oracle.trial import Row, Trial
 from oracle.units import cell_pairs, cut_by_budget, is_completed, row_pairs, texts_differ, units_of
 
@@ -85,6 +85,10 @@ class Comparison:
 
     def withheld(self, effect: Effect, alarms: set[str]) -> str | None:
         metric = effect.metric
+        if any(self.trial.num_missing(name) for name in (self.configuration, self.vs)):
+            return "unfinished"
+        if metric.is_failures:
+            return None
         if reason := self._by_rows(effect):
             return reason
         if metric.is_memory:
@@ -136,6 +140,7 @@ def comparisons_of(trial: Trial) -> list[Comparison]:
                 effect
                 for metric in METRICS.values()
                 for effect in effects_of(metric, units_of(trial, metric, each["name"], each["vs"]))
+                if not (metric.is_failures and not effect.mean and not effect.reference_mean)
             ],
         )
         for each in trial.plan["configurations"]
@@ -166,7 +171,7 @@ def alarms_of(comparisons: Sequence[Comparison]) -> set[str]:
 def judged(trial: Trial, comparisons: Sequence[Comparison]) -> dict[tuple[str, str], Judged]:
     """(configuration, metric) -> what is said of it; nothing of duplicates."""
     analysis = trial.plan.get("analysis") or {}
-    primary = analysis.get("primary", PRIMARY)
+    primary = (*analysis.get("primary", PRIMARY), ALWAYS_PRIMARY)
     settled = {
         (each["configuration"], each["metric"]): each["word"]
         for look in trial.plan.get("looks") or ()
