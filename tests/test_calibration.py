@@ -25,7 +25,7 @@ from benchmarks.calibration import (
 from benchmarks.calibration.prompts import LONG, Prompts
 from benchmarks.calibration.rates import Rate, at_most, attained, exactly, summary
 from benchmarks.calibration.sets import Sets
-from benchmarks.calibration.tally import OLD
+from benchmarks.calibration.tally import DISAGREE, OLD
 from benchmarks.statistics import PARTS
 from jobs.analysis.effects import ratio_effect
 
@@ -75,7 +75,15 @@ def test_false_alarms_of_several_sets(given: Sets) -> None:
 
 @pytest.mark.parametrize("given", [Sets(8, 2), Sets(24, 0.5)], ids=lambda s: s.name)
 def test_equal_and_opposite_effects(given: Sets) -> None:
-    check(sets.with_effects(given, 40, SEED))
+    found = sets.with_effects(given, 40, SEED)
+    check([rate for rate in found if rate.what != DISAGREE])
+
+
+@pytest.mark.xfail(strict=True, reason="the effects that several sets' swaps keep can have a gap")
+def test_p_and_interval_of_several_sets_agree() -> None:
+    """Of few prompts, a few of them very long: 1 of 1,000 intervals includes 0 where p is 3 %."""
+    found = sets.with_effects(Sets(8, 2), 40, SEED)
+    check([rate for rate in found if rate.what == DISAGREE])
 
 
 def test_opposite_effects_are_never_equivalent() -> None:
@@ -138,8 +146,9 @@ def test_a_rate_outside_its_promise_is_told() -> None:
     assert (given.deviation, given.may_be_kept, given.has_goal) == (0.0, True, False)
     found = summary([far, near, below, never, given])
     assert (found["exact"]["goals"], found["exact"]["beyond_2"]) == (2, 2)
-    assert (found["bounds"]["goals"], found["bounds"]["beyond_2"]) == (2, 1)
-    assert (found["given"], len(found["bounds"]["beyond_4"])) == (1, 1)
+    assert (found["bounds"]["goals"], found["bounds"]["beyond_2"]) == (1, 0)
+    assert (found["given"], found["exact"]["beyond_4"]) == (1, [": "])
+    assert found["never"] == {"goals": 1, "missed": [": , 1 of 1000"]}
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from scipy import stats
 
 from jobs.analysis.swaps import MOST_ENUMERATED, NUM_SWAPS
 
+Kind = Literal["exact", "bounds", "never", "given"]
 LEVELS = (0.05, 0.04, 0.01, 0.001)
 FEWEST_EXPECTED = 5
 """Counts below which a rate's standard error says nothing of its spread: a level at which fewer are
@@ -38,9 +39,13 @@ class Rate:
         return (self.low, self.high) != (0.0, 1.0)
 
     @property
-    def is_exact(self) -> bool:
-        """Whether more and less than promised are both a fault."""
-        return 0 < self.low == self.high < 1
+    def kind(self) -> Kind:
+        """What is promised: a rate itself, a most or a least, that it never happens, or nothing."""
+        if not self.has_goal:
+            return "given"
+        if self.high == 0:
+            return "never"
+        return "exact" if self.low == self.high else "bounds"
 
     @property
     def deviation(self) -> float:
@@ -95,20 +100,21 @@ def within(promised: float, margin: float) -> dict[str, float]:
 def summary(rates: Sequence[Rate]) -> dict[str, Any]:
     """How many rates are beyond 2 and 4 standard errors of their promise, and should be by chance.
 
-    The most by chance is the 97.5 % point of the binomial, as if rates were independent; those of
-    one setting at several levels are of the same trials.
+    `exact` are rates that are promised themselves, `bounds` those with a most or a least, `never`
+    what may not happen at all. The most by chance is the 97.5 % point of the binomial, as if rates
+    were independent; those of one setting at several levels are of the same trials.
     """
-    found: dict[str, Any] = {"rates": len(rates), "given": sum(not r.has_goal for r in rates)}
-    kinds = {
-        "exact": ([r for r in rates if r.is_exact], 2 * stats.norm.sf(2)),
-        "bounds": ([r for r in rates if r.has_goal and not r.is_exact], stats.norm.sf(2)),
-    }
-    for kind, (own, share) in kinds.items():
+    own: dict[str, list[Rate]] = {"exact": [], "bounds": [], "never": [], "given": []}
+    for rate in rates:
+        own[rate.kind].append(rate)
+    found: dict[str, Any] = {"rates": len(rates), "given": len(own["given"])}
+    for kind, share in {"exact": 2 * stats.norm.sf(2), "bounds": stats.norm.sf(2)}.items():
         found[kind] = {
-            "goals": len(own),
-            "beyond_2": sum(abs(r.deviation) > 2 for r in own),
-            "expected_beyond_2": round(share * len(own), 1),
-            "most_by_chance": int(stats.binom.ppf(0.975, len(own), share)),
-            "beyond_4": [f"{r.setting}: {r.what}" for r in own if abs(r.deviation) > 4],
+            "goals": len(own[kind]),
+            "beyond_2": sum(abs(r.deviation) > 2 for r in own[kind]),
+            "expected_beyond_2": round(share * len(own[kind]), 1),
+            "most_by_chance": int(stats.binom.ppf(0.975, len(own[kind]), share)),
+            "beyond_4": [f"{r.setting}: {r.what}" for r in own[kind] if abs(r.deviation) > 4],
         }
-    return found
+    missed = [f"{r.setting}: {r.what}, {r.count} of {r.trials}" for r in own["never"] if r.count]
+    return found | {"never": {"goals": len(own["never"]), "missed": missed}}

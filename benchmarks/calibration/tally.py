@@ -19,6 +19,7 @@ from jobs.analysis.effects import Effect
 
 CONFIDENCE = 0.95
 OLD = "old: "
+DISAGREE = "p and interval disagree"
 
 
 @dataclass
@@ -85,7 +86,7 @@ class Tally:
         return self._rate(f"found at {level * 100:g} %", self.found[level], {})
 
     def intervals(self) -> list[Rate]:
-        rates = [self._rate("p and interval disagree", self.contradictions, exactly(0.0))]
+        rates = [self._rate(DISAGREE, self.contradictions, exactly(0.0))]
         if self.unbounded:
             rates.append(self._rate("no interval", self.unbounded, {}))
         return rates
