@@ -38,17 +38,22 @@ def check(rates: Sequence[Rate]) -> None:
     assert not missed
 
 
+def is_gap(rate: Rate) -> bool:
+    """Of several sets, whose p and interval need not agree: tested below."""
+    return rate.what == DISAGREE and "sets of" in rate.setting
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 def test_promises_are_kept_in_many_trials(part: str) -> None:
-    check(PARTS[part](0.5, 2))
+    check([rate for rate in PARTS[part](0.5, 2) if not is_gap(rate)])
 
 
 @pytest.mark.parametrize(
     "given", [Prompts(8, 2, 100), LONG, Prompts(24, 2), Prompts(72, 1, 10)], ids=lambda p: p.name
 )
 def test_false_alarms_and_coverage_whatever_the_lengths(given: Prompts) -> None:
-    check(prompts.null(given, 300, SEED) + prompts.covered(given, 150, SEED))
+    check(prompts.null(given, 200, SEED) + prompts.covered(given, 80, SEED))
 
 
 def test_signs_of_pseudo_values_would_be_told() -> None:
@@ -70,20 +75,20 @@ def test_all_runs_of_one_first_takes_drift_for_an_effect() -> None:
 
 @pytest.mark.parametrize("given", sets.NULLS[::4], ids=lambda s: s.name)
 def test_false_alarms_of_several_sets(given: Sets) -> None:
-    check(sets.null(given, 120, SEED))
+    check(sets.null(given, 80, SEED))
 
 
 @pytest.mark.parametrize("given", [Sets(8, 2), Sets(24, 0.5)], ids=lambda s: s.name)
 def test_equal_and_opposite_effects(given: Sets) -> None:
-    found = sets.with_effects(given, 40, SEED)
-    check([rate for rate in found if rate.what != DISAGREE])
+    found = sets.with_effects(given, 30, SEED)
+    check([rate for rate in found if not is_gap(rate)])
 
 
 @pytest.mark.xfail(strict=True, reason="the effects that several sets' swaps keep can have a gap")
 def test_p_and_interval_of_several_sets_agree() -> None:
-    """Of few prompts, a few of them very long: 1 of 1,000 intervals includes 0 where p is 3 %."""
-    found = sets.with_effects(Sets(8, 2), 40, SEED)
-    check([rate for rate in found if rate.what == DISAGREE])
+    """Of few prompts, some of them very long, an interval may include 0 where p is below 5 %."""
+    found = sets.with_effects(Sets(8, 2), 10, SEED)
+    check([rate for rate in found if is_gap(rate)])
 
 
 def test_opposite_effects_are_never_equivalent() -> None:
@@ -94,7 +99,7 @@ def test_opposite_effects_are_never_equivalent() -> None:
 
 @pytest.mark.parametrize("number", range(len(powers.POWERS)))
 def test_power_is_that_of_the_formula(number: int) -> None:
-    check(powers.power(number, 200, SEED))
+    check(powers.power(number, 150, SEED))
 
 
 def test_what_is_needed_gives_the_power_asked_for() -> None:
@@ -109,7 +114,7 @@ def test_few_discoveries_are_false() -> None:
     check(powers.discoveries(60, SEED))
 
 
-@pytest.mark.parametrize(("size", "trials"), [(1, 200), (8, 25), (32, 8)])
+@pytest.mark.parametrize(("size", "trials"), [(1, 150), (8, 20), (32, 6)])
 def test_families_keep_their_error_rates(size: int, trials: int) -> None:
     check(families.nothing_differs(size, trials, SEED) + families.some_differ(size, trials, SEED))
 
