@@ -47,6 +47,7 @@ def test_signs_of_several_seeds_are_exact() -> None:
     sums = [abs(np.dot(signs, thirds)) for signs in itertools.product((1, -1), repeat=5)]
     assert sign_p(thirds) == pytest.approx(np.mean(np.array(sums) >= thirds.sum() - 1e-12))
     assert sign_p(np.array([0.1234567, 0.3])) is None
+    assert sign_p(np.array([1.0, 1e-12])) is None, "what is small is not nothing"
 
 
 def test_counts_swapped_by_the_draw_agree_with_the_exact_p() -> None:

@@ -9,7 +9,7 @@ from jobs.comparison import Comparison, MetricEffect
 from jobs.judgement import Judgement
 from jobs.looks import Word
 from jobs.metrics import METRICS
-from jobs.pairing import RowComparison, TextComparison
+from jobs.row_pairs import RowComparison, TextComparison
 from jobs.verdicts import judge
 
 TOKENS = "completion_tokens"

@@ -16,7 +16,7 @@ from benchmarks.calibration.prompts import SEEDS, noise
 from benchmarks.calibration.rates import Rate, exactly
 from jobs.analysis.effects import Effect, ratio_effect
 from jobs.judgement import Judgement
-from jobs.pairing import RowComparison, TextComparison
+from jobs.row_pairs import RowComparison, TextComparison
 from jobs.verdicts import judge
 
 TRIALS = 500

@@ -437,9 +437,10 @@ class _Pairs:
             return replace(effect, reason=ONE_IN_A_SET, method=NONE).bounded()
         se, df = _jackknife_error(sets, test.weights, is_log)
         low, high = test.interval(confidence)
+        p = _beyond_gaps(test, low, high, 1 - confidence)
         effect = replace(
             effect,
-            p=test.p(),
+            p=p,
             se=se,
             df=df,
             log_estimate=on_scale,
@@ -451,12 +452,29 @@ class _Pairs:
             few = f"{effect.num_clusters} units, and {fewest} are needed for an interval"
             reason = few if effect.num_clusters < fewest else ONE_HOLDS_ALL
             return replace(effect, reason=reason, method=NONE).bounded()
-        low, high = _agreeing(low, high, on_scale, test.p(), 1 - confidence)
+        low, high = _agreeing(low, high, on_scale, p, 1 - confidence)
         if is_log:
             with np.errstate(over="ignore"):
                 low, high = float(np.expm1(low)), float(np.expm1(high))
         # Rounding on the way to logarithms and back must not part an estimate from its interval.
         return replace(effect, low=min(low, estimate), high=max(high, estimate)).bounded()
+
+
+_PLACES = 17
+
+
+def _beyond_gaps(test: SwapTest, low: float, high: float, level: float) -> float:
+    """p of no effect; where farther effects are kept and only this one is not, the largest of
+    theirs.
+
+    The θ that swaps of few clusters of several sets keep may have gaps, and an interval is their
+    hull: no effect in such a gap is not shown to be wrong.
+    """
+    p = test.p()
+    if p > level or not low <= 0 <= high or test.is_plain or not math.isfinite(high - low):
+        return p
+    end = low if test.estimate() > 0 else high
+    return max(p, *(test.p(float(theta)) for theta in np.linspace(0, end, _PLACES)))
 
 
 def _agreeing(

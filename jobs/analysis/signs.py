@@ -48,6 +48,6 @@ def _whole(differences: Floats) -> np.ndarray[tuple[int], np.dtype[np.int64]] | 
         whole = np.rint(scaled)
         if np.abs(whole).max(initial=0.0) > _MOST_STEPS:
             return None
-        if (np.abs(scaled - whole) <= 1e-9).all():
+        if (np.abs(scaled - whole) <= 1e-9).all() and whole.all():
             return whole.astype(np.int64)
     return None

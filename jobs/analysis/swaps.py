@@ -85,7 +85,7 @@ class SwapTest:
     @property
     def name(self) -> str:
         """As reports name it."""
-        return "cluster swaps" if self._is_plain else "studentised cluster swaps"
+        return "cluster swaps" if self.is_plain else "studentised cluster swaps"
 
     @property
     def smallest_p(self) -> float:
@@ -97,7 +97,7 @@ class SwapTest:
         return tuple(set_totals(each, self.is_log) for each in self.sets)
 
     @property
-    def _is_plain(self) -> bool:
+    def is_plain(self) -> bool:
         return len(self.sets) == 1 and self.given[0].kind != "rate"
 
     def estimates(self) -> list[float]:
@@ -109,11 +109,11 @@ class SwapTest:
 
     def p(self, theta: float = 0.0, num_swaps: int = NUM_SWAPS) -> float:
         """Two-sided p that the effect is θ; exact of no difference between counts."""
-        if theta == 0 and self._is_plain and not self.is_log:
+        if theta == 0 and self.is_plain and not self.is_log:
             exact = sign_p(self.sets[0][2] - self.sets[0][0])
             if exact is not None:
                 return exact
-        if self._is_plain:
+        if self.is_plain:
             lows, highs = _ends(self, num_swaps)
             is_extreme = (lows <= theta + ROUNDING) & (highs >= theta - ROUNDING)
         else:
@@ -132,7 +132,7 @@ class SwapTest:
     def interval(self, confidence: float, num_swaps: int = NUM_SWAPS) -> tuple[float, float]:
         """The hull of every θ whose two-sided p is above 1 - confidence; ends may be infinite."""
         middle, error = self._seen
-        if self._is_plain:
+        if self.is_plain:
             lows, highs = _ends(self, num_swaps)
             rank = _rank(confidence, len(lows))
             if rank == 0:
@@ -172,7 +172,7 @@ class SwapTest:
 
     def _one_sided(self, theta: float, num_swaps: int, sign: float) -> float:
         """Each swap counts twice: to swap the others instead turns the statistic's sign."""
-        if self._is_plain:
+        if self.is_plain:
             ends = sign * np.concatenate(_ends(self, num_swaps))
             is_extreme = ends <= sign * theta + ROUNDING
             is_opposite = sign * self.estimate() <= sign * theta
