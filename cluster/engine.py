@@ -25,6 +25,7 @@ from cluster.stopping import StopFinder
 from optim.cache import CacheFactory, SlotCache
 from optim.errors import SequenceError
 from optim.model import LanguageModel, PhaseName
+from optim.window import is_longrope
 
 
 class Engine:
@@ -54,6 +55,7 @@ class Engine:
         self._cache_factory = cache
         self._sampler = Sampler(lm.vocabulary.keys_V, lm.vocabulary.base_lengths_V, lm.device)
         self._base_lengths: list[int] = lm.vocabulary.base_lengths_V.tolist()
+        self._is_longrope = is_longrope(lm.model.config)
         self._ends = lm.end_ids
         self._stops = StopFinder(lm.tokenizer)
         self._num_embeddings = int(lm.model.get_input_embeddings().weight.shape[0])
@@ -135,8 +137,9 @@ class Engine:
             ids = [start]
         self._require_embeddings(ids)
         if self.max_length is not None and len(ids) >= self.max_length:
+            why = ": beyond it LongRoPE changes all positions" if self._is_longrope else ""
             raise SequenceError(
-                f"the prompt has {len(ids)} tokens and the context window is {self.max_length}"
+                f"the prompt has {len(ids)} tokens and the context window is {self.max_length}{why}"
             )
         return ids
 

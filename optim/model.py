@@ -28,6 +28,7 @@ from transformers import (
 from optim.cache import CacheFactory, DynamicSlotCache
 from optim.checkpoint import load_whole, require_decoder
 from optim.errors import InputError
+from optim.window import context_length
 
 DEMO = Path(__file__).parent / "demo_model"
 """The small model that ships with Optrial."""
@@ -118,9 +119,7 @@ class LanguageModel:
     @property
     def context_length(self) -> int | None:
         """Positions that the model knows, prompt and completion together; None for no limit."""
-        config = self.model.config.get_text_config(decoder=True)
-        length = getattr(config, "max_position_embeddings", None)
-        return int(length) if length else None
+        return context_length(self.model.config)
 
     @property
     def end_ids(self) -> frozenset[int]:

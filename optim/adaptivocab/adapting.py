@@ -142,8 +142,7 @@ class Adapting:
     def _segments(self, folder: Path, texts: Iterable[str]) -> Iterator[list[str]]:
         """Those of each text: of as many bytes as the settings say, or less where a model would
         have no room for that many tokens, whichever of the two tokenizers made them."""
-        config = self.lm.model.config.get_text_config(decoder=True)
-        room = getattr(config, "max_position_embeddings", None)
+        room = self.lm.context_length
         # Tokens are at most as many as bytes, but for what a normaliser adds.
         if room is None or room >= 2 * self.settings.segment_bytes:
             yield from (list(cut([text], self.settings.segment_bytes)) for text in texts)

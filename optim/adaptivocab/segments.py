@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from optim.errors import InputError
+from optim.window import context_length
 
 SEGMENT_BYTES = 2048
 """How long a segment is where nothing else is said."""
@@ -154,8 +155,7 @@ def rows(
 
 
 def _require_room(model: PreTrainedModel, rows_S: list[Tensor]) -> None:
-    config = model.config.get_text_config(decoder=True)
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = context_length(model.config)
     longest = max((len(ids_T) for ids_T in rows_S), default=0)
     if positions and longest > positions:
         raise InputError(

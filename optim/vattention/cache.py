@@ -22,6 +22,7 @@ from optim.vattention.arena import Arena
 from optim.vattention.backend import new_arena
 from optim.vattention.cache_layer import ArenaLayer, Rows
 from optim.vattention.settings import Settings
+from optim.window import context_length
 
 DEFAULT_LENGTH = 4096
 """Tokens that a row's range is first reserved for where the model names no context length."""
@@ -53,8 +54,7 @@ class VAttentionCache(Cache):  # type: ignore[misc]
     ) -> None:
         self._config, self._max_length = config, max_length
         self._settings = chosen = settings or Settings()
-        known = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-        length = max_length or known or DEFAULT_LENGTH
+        length = max_length or context_length(config) or DEFAULT_LENGTH
         self._rows = Rows(lambda device: arena or new_arena(chosen, device), chosen, max_length)
         if arena is None and device is not None:
             self._rows.arena = new_arena(chosen, torch.device(device))
