@@ -26,6 +26,7 @@ from cluster.parts import Part
 from cluster.plan import Kind
 from cluster.receipts import Seal
 from cluster.storage import Entry, LocalStore, ObjectStore
+from optim.errors import InputError
 
 FOLDER, CURRENT = "tables/compacted", "tables/CURRENT"
 LAYOUT_VERSION = 1
@@ -104,6 +105,8 @@ class Compacted:
                 return None
             listed = {entry.name: entry for entry in store.entries(FOLDER)}
             found = Compacted(store, about, listed)
+        except InputError:
+            raise  # a store that does not answer is no trial without compaction
         except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
             return None
         whole = all(found.entries[f.name].num_bytes == f.num_bytes for f in found.all_files)

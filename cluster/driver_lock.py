@@ -104,6 +104,8 @@ def read_holder(store: Store) -> Holder | None:
         return Holder(**found)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except InputError:
+        raise  # a lock that cannot be seen is not one that may be taken over
     except (ValueError, TypeError):
         # Another version's, or a file that is none: silent since ever, so that it is taken over.
         return Holder("unreadable", "?", 0, "", 0.0, "?", 0.0)
@@ -231,6 +233,8 @@ class DriverLock:
         under way."""
         try:
             since = float(self.store.read(marker))
+        except InputError:
+            raise
         except (FileNotFoundError, ValueError):
             return
         if abs(time.time() - since) > BEAT_S:

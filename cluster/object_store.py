@@ -42,6 +42,13 @@ class ObjectStore:
                 field="output",
                 mend="Give them by the environment: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
             )
+        if any(sign in url for sign in "*?[]{}"):
+            raise InputError(
+                "an address with *, ?, [, ], { or } is a pattern to what reads it",
+                source=url,
+                field="output",
+                mend="Choose one without them",
+            )
         try:
             self.filesystem, self.root = fsspec.url_to_fs(self.url, **_options(self.protocol))
             if self._is_s3:

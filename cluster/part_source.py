@@ -19,6 +19,7 @@ from cluster.plan import Kind
 from cluster.receipts import Receipts
 from cluster.schema import Column, schema
 from cluster.storage import LocalStore, ObjectStore
+from optim.errors import InputError
 
 _ORDER: dict[Kind, list[tuple[str, str]]] = {
     "generations": [("prompt_id", "ascending")],
@@ -86,6 +87,8 @@ class PartSource:
                     facts, table = facts_of(file.metadata), file.read(use_threads=False)
                 covered = Covered(part.name, part.key, len(data), part.version, sha256, len(table))
                 return covered, facts, _sorted(_conformed(table, schema(part.kind)), part.kind)
+        except InputError:
+            raise  # what the store says of itself
         except (OSError, ValueError, pa.ArrowException) as error:
             problem = f"cannot be read: {error}"
         refuse(self.store, self.output, [(part.name, problem)])

@@ -136,6 +136,8 @@ class Results:
                 source=self.output,
                 mend="Give the `output` of a trial",
             ) from error
+        except InputError:
+            raise  # what the store says of itself
         except ValueError as error:
             raise InputError(
                 f"not valid JSON: {error}", source=self.store.path(MANIFEST), mend=FROM_A_COPY
@@ -164,6 +166,8 @@ class Results:
         source = self.store.path(name)
         try:
             loaded = json.loads(self.store.read(name))
+        except InputError:
+            raise
         except ValueError as error:
             raise InputError(f"not valid JSON: {error}", source=source, mend=FROM_A_COPY) from error
         if isinstance(loaded, dict) and "plan" in loaded:

@@ -80,6 +80,8 @@ def _names(results: Results) -> list[str]:
 def _read(results: Results, name: str) -> Entry:
     try:
         return Entry.model_validate_json(results.store.read(name))
+    except InputError:
+        raise  # what the store says of itself
     except ValueError as error:
         raise InputError(
             f"is no entry of a trial's history: {str(error).splitlines()[0]}",

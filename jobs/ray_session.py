@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -58,11 +59,35 @@ def _start() -> None:
 
     # Rows never pass through Ray's object store, so a small one does.
     # `local`, or Ray would join whatever cluster happens to run on this machine.
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        object_store_memory=100 << 20,
-        **_QUIET,
+    try:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=100 << 20,
+            **_QUIET,
+        )
+    except OSError as error:
+        raise _cannot_start(error) from error
+
+
+def _cannot_start(error: OSError) -> InputError:
+    """Ray keeps sockets and logs in the folder for temporary files, and a token in the home."""
+    text = " ".join(str(error).split())
+    place = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    if "path length" in text:
+        return InputError(
+            "Ray cannot start: its sockets' paths would be longer than 107 bytes there",
+            source=place,
+            field="TMPDIR",
+            mend="Set RAY_TMPDIR to a folder with a short path, such as /tmp",
+        )
+    named = str(error.filename) if error.filename else place
+    is_home = named.startswith(os.path.expanduser("~")) and not named.startswith(place)
+    return InputError(
+        f"Ray cannot start: {error.strerror or text}",
+        source=named,
+        field="HOME" if is_home else "TMPDIR",
+        mend=f"Set {'HOME' if is_home else 'RAY_TMPDIR'} to a folder that can be written to",
     )
 
 

@@ -127,7 +127,10 @@ class _FileSource:
                 self.check_start(file, self.name)
                 yield file
         except FileNotFoundError as error:
-            raise InputError("there is no such file", source=self.name) from error
+            # A server that does not answer is told as a file that is not there.
+            cause = error.__cause__ if "://" in self.path else None
+            problem = f"cannot be read: {cause}" if cause else "there is no such file"
+            raise InputError(problem, source=self.name) from error
         except (OSError, EOFError) as error:
             reason = getattr(error, "strerror", None) or error
             raise InputError(f"cannot be read: {reason}", source=self.name) from error

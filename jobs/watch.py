@@ -65,6 +65,8 @@ def _progress(results: Results) -> Progress | None:
         found = json.loads(results.store.read("progress.json"))
     except FileNotFoundError:
         return None
+    except InputError:
+        raise  # what the store says of itself
     except ValueError as error:
         raise _unreadable(results, f"not valid JSON: {error}") from error
     if not isinstance(found, dict):

@@ -211,7 +211,12 @@ def _fault(error: ErrorDetails, model: type[BaseModel]) -> tuple[str, str | None
         return str(context["error"]), None
     if kind == "invalid_key":
         return f"expected a key that is text, got {describe(error['loc'][-1])}", "Quote the key"
-    return f"expected {_expected(kind, context, error['msg'])}, got {describe(value)}", None
+    mend = None
+    if kind == "string_type" and isinstance(value, bool):
+        mend = "YAML reads on, off, yes and no as true and false: quote the word"
+    if kind == "string_too_long":
+        return f"expected {_expected(kind, context, error['msg'])}, got {len(str(value))}", None
+    return f"expected {_expected(kind, context, error['msg'])}, got {describe(value)}", mend
 
 
 def _expected(kind: str, context: Mapping[str, Any], message: str) -> str:
@@ -227,6 +232,8 @@ def _expected(kind: str, context: Mapping[str, Any], message: str) -> str:
         return f"{words} {context[key]}"
     if kind == "string_pattern_mismatch":
         return "letters, digits and `.`, `_`, `-` only"
+    if kind == "string_too_long":
+        return f"at most {context['max_length']} characters"
     if kind in {"too_short", "string_too_short"}:
         return "at least one entry" if kind == "too_short" else "text that is not empty"
     words = _EXPECTED.get(kind.split("_")[0], "")

@@ -63,6 +63,18 @@ def test_a_slip_in_a_path_is_not_asked_of_the_hub(
     assert refusal("nobody/prompts.tsv").problem == "there is no such file"
 
 
+def test_a_server_that_does_not_answer_is_no_missing_file() -> None:
+    error = refusal("http://127.0.0.1:9/x.jsonl")
+    assert error.problem.startswith("cannot be read: ")
+
+
+def test_names_are_refused_by_what_is_wrong_with_them() -> None:
+    with pytest.raises(InputError, match="expected at most 100 characters, got 120"):
+        validated(DatasetSpec, {"path": "a.jsonl", "name": "x" * 120}, "spec")
+    with pytest.raises(InputError, match=r"got the truth value false\. YAML reads on, off"):
+        validated(DatasetSpec, {"path": "a.jsonl", "name": False}, "spec")
+
+
 def test_places_mean_what_a_shell_means_by_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,6 +31,9 @@ Theta = float | Floats
 _BITS = 8
 # Clusters and swaps up to which random swaps are one matrix that is kept and multiplied by.
 _MOST_MULTIPLIED, _MOST_KEPT = 160, 10_000
+_MOST_EVER = 17
+"""Clusters beyond which swaps are drawn however many are wanted: every one of them would take
+gigabytes."""
 ROUNDING = 1e-10
 """Statistics that differ by less differ by rounding only: they are ties, and ties count."""
 _NOTHING = 1e-14
@@ -145,7 +148,8 @@ def swapped_sums(columns: Sequence[Floats], num_swaps: int, most_enumerated: int
     Every swap but none where clusters are few, else `num_swaps` at random, alike each time.
     """
     sizes = [each.shape[1] for each in columns]
-    is_every = sum(sizes) <= most_enumerated or 2 ** (sum(sizes) - 1) - 1 <= num_swaps
+    is_every = sum(sizes) <= most_enumerated
+    is_every |= sum(sizes) <= _MOST_EVER and 2 ** (sum(sizes) - 1) - 1 <= num_swaps
     if is_every or (sum(sizes) <= _MOST_MULTIPLIED and num_swaps <= _MOST_KEPT):
         is_swapped = _every_swap(sum(sizes)) if is_every else _random_swaps(sum(sizes), num_swaps)
         places = np.cumsum([0, *sizes])
