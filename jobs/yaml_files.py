@@ -211,12 +211,12 @@ def _fault(error: ErrorDetails, model: type[BaseModel]) -> tuple[str, str | None
         return str(context["error"]), None
     if kind == "invalid_key":
         return f"expected a key that is text, got {describe(error['loc'][-1])}", "Quote the key"
-    mend = None
+    hint = None
     if kind == "string_type" and isinstance(value, bool):
-        mend = "YAML reads on, off, yes and no as true and false: quote the word"
+        hint = "YAML reads on, off, yes and no as true and false: quote the word"
     if kind == "string_too_long":
         return f"expected {_expected(kind, context, error['msg'])}, got {len(str(value))}", None
-    return f"expected {_expected(kind, context, error['msg'])}, got {describe(value)}", mend
+    return f"expected {_expected(kind, context, error['msg'])}, got {describe(value)}", hint
 
 
 def _expected(kind: str, context: Mapping[str, Any], message: str) -> str:
