@@ -130,6 +130,22 @@ class Crew:
             slot.is_given_up = True
             log.error("worker given up", extra={"worker": slot.number, "reason": failure.reason})
 
+    def abandon(self, reason: str) -> None:
+        """Give all workers up without a word to them: there is nobody who would pass it on.
+
+        InputError where none has been ready yet.
+        """
+        log.error("workers abandoned", extra={"reason": reason})
+        self.last_reason = reason
+        had_started = any(slot.facts is not None for slot in self.slots)
+        for slot in self.slots:
+            slot.actor, slot.task, slot.facts = None, None, None
+            slot.is_given_up = True
+        if not had_started:
+            raise InputError(
+                f"no worker could start: {reason}", mend="Run the command again: nothing is lost"
+            )
+
     def failed_load(self, slot: Slot, name: str, failure: Failure) -> None:
         """Charge a failed load: to the worker where it loads elsewhere, else to the configuration.
 

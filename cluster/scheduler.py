@@ -22,6 +22,7 @@ from cluster.failures import Failure, classify
 from cluster.layout import Layout, cells_in
 from cluster.ledger import Ledger
 from cluster.limits import Limits
+from cluster.local_node import ended_process
 from cluster.outcome import Outcome
 from cluster.plan import Plan
 from cluster.preflight import preflight, room_for
@@ -160,6 +161,9 @@ class Scheduler:
 
     def _turn(self) -> None:
         """Give everybody who waits something to do, then wait until somebody has done it."""
+        if (ended := ended_process()) is not None:
+            self.crew.abandon(f"Ray's {ended} on this machine has ended")
+            return
         for slot in self.slots:
             if slot.task is None and not slot.is_given_up:
                 self._advance(slot)
