@@ -15,6 +15,7 @@ from typing import Any
 
 import figures
 import pytest
+import ray
 from faulty_worker import RemoteFaulty, events, held, pids, set_fault
 from sound_results import require_sound
 
@@ -320,3 +321,22 @@ def test_in_leases_each_configuration_has_a_deadline_of_its_own(tmp_path: Path) 
     slow.started = quick.started = monotonic() - 1000
     late = [task for _, task, _ in watch.late([Slot(0, task=slow), Slot(1, task=quick)])]
     assert late == [quick]
+
+
+def test_a_ray_that_has_ended_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answers would be waited for without end: tried with a raylet that was killed."""
+    plan = simulated_plan(tmp_path, num_shards=60, latency_s=0.02, workers=TWO)
+    scheduler = Scheduler(plan, prepared(plan), remote_worker=RemoteFaulty, limits=QUICK)
+    scheduler.start()
+    slots = [slot.actor for slot in scheduler.slots]
+    done = iter(range(20))
+    monkeypatch.setattr(
+        "cluster.scheduler.ended_process",
+        lambda: None if next(done, None) is not None else "raylet",
+    )
+    outcome = scheduler.run()
+    for actor in slots:  # nobody was told
+        ray.kill(actor)
+    assert not outcome.is_complete
+    [reason] = outcome.quarantined
+    assert reason.endswith("as no worker is left: Ray's raylet on this machine has ended")
