@@ -71,6 +71,7 @@ def evaluate(
     if output is not None:
         spec = spec.model_copy(update={"output": output})
     plan, prompts = make_plan(spec, source)
+    _say_author_settings(plan, on_stage)
     wanted = Wanted(spec, plan, prompts, present_code(plan))
     if new_run:
         wanted = beside(wanted, on_stage)
@@ -101,6 +102,14 @@ def evaluate(
             run_log=run_log,
         )
     return results, outcome
+
+
+def _say_author_settings(plan: Plan, on_stage: OnStage) -> None:
+    from optim.author_settings import author_settings, said
+
+    text = said(author_settings(plan.model.path, revision=plan.model.revision))
+    if text is not None:
+        on_stage(text)
 
 
 def run_missing(

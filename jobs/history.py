@@ -19,6 +19,7 @@ from cluster.creation import create_alone
 from cluster.results import Results
 from jobs.code_identity import Code, code_differences
 from jobs.wording import plural
+from optim.author_settings import said
 from optim.errors import InputError
 
 HISTORY = "history"
@@ -155,6 +156,9 @@ def history_notes(results: Results) -> Iterator[str]:
     note = code_note(results)
     if note is not None:
         yield note
+    settings = results.manifest().get("author_settings") or {}
+    if (text := said(settings)) is not None:
+        yield f"{text[0].upper()}{text[1:]}."
     late = [name for happened in entries(results) for name in happened.configurations]
     if late:
         yield (

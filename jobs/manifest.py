@@ -42,6 +42,7 @@ def write_manifest(results: Results, wanted: Wanted, hardware: list[dict[str, An
             "workers": hardware,
         },
         "git": git_state(),
+        "author_settings": _author_settings(wanted),
         "created_at": now(),
     }
     try:
@@ -62,6 +63,14 @@ def write_manifest(results: Results, wanted: Wanted, hardware: list[dict[str, An
         ) from error
     if not is_first:
         raise _begun_by_others(results)
+
+
+def _author_settings(wanted: Wanted) -> dict[str, Any]:
+    """Not used; what a reader should know beside the spec's own."""
+    from optim.author_settings import author_settings
+
+    model = wanted.plan.model
+    return author_settings(model.path, revision=model.revision)
 
 
 def _begun_by_others(results: Results) -> InputError:
