@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 from jobs.analysis.effects import Effect
 from jobs.analysis.multiplicity import benjamini_hochberg, holm
 from jobs.analysis.power import mde
-from jobs.analysis.swaps import NUM_SWAPS, fewest_clusters
+from jobs.analysis.swaps import MOST_SWAPS, NUM_SWAPS, fewest_clusters
 from jobs.comparison import Comparison, MetricEffect, main_effects
 from jobs.judgement import Judgement
 from jobs.looks import Look, Settled, Word, judged_anew, settled
@@ -215,7 +215,7 @@ class _Grounds(NamedTuple):
 
 def swaps_for(level: float, num_tests: int) -> int:
     """So many that the least p of a draw, times the number of tests, is a tenth of the level."""
-    return max(NUM_SWAPS, math.ceil(10 * num_tests / level))
+    return max(NUM_SWAPS, min(MOST_SWAPS, math.ceil(10 * num_tests / level)))
 
 
 def _p(effect: Effect, num_swaps: int) -> float | None:

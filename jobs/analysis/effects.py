@@ -31,7 +31,7 @@ from jobs.analysis.intervals import (
     log_rate_ratio,
     mean,
 )
-from jobs.analysis.swaps import NUM_SWAPS, SwapTest, fewest_clusters, swap_test
+from jobs.analysis.swaps import MOST_SWAPS, NUM_SWAPS, SwapTest, fewest_clusters, swap_test
 
 Numbers = Sequence[float | None] | npt.NDArray[np.float64]
 Clusters = Sequence[Hashable] | None
@@ -137,7 +137,7 @@ class Effect:
         if self.test is None:
             return None
         # 40 swaps beyond each end, so that an end is known to a sixth of its tail.
-        num_swaps = max(NUM_SWAPS, math.ceil(80 / (1 - confidence)))
+        num_swaps = max(NUM_SWAPS, min(MOST_SWAPS, math.ceil(80 / (1 - confidence))))
         low, high = self.test.interval(confidence, num_swaps)
         return (low, high) if math.isfinite(low) and math.isfinite(high) else None
 

@@ -44,6 +44,9 @@ from jobs.analysis.swapped import ROUNDING, SetTotals, Theta, moments, set_total
 
 NUM_SWAPS = 4_999
 """Swaps that are drawn where there are more than can be enumerated."""
+MOST_SWAPS = 2_000_000
+"""Swaps that are drawn at the most, whatever the level: they take 200 MB, and a p of 5e-6 is then
+known to a third of itself. What would need more is left open."""
 MOST_ENUMERATED = 14
 """Clusters up to which every swap is tried: 2^13."""
 _LEAST_SPREAD = 1e-24
