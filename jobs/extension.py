@@ -16,7 +16,7 @@ from cluster.results import Results
 from jobs.findings import Findings, read_findings
 from jobs.history import effects_sha256, entries
 from jobs.identity import Growth, Standing, Wanted
-from jobs.looks import Look, Settled
+from jobs.looks import TEST, Look, Settled
 from jobs.planning import dataset_fingerprint
 from jobs.prompts import PromptRow
 from jobs.query import connect
@@ -87,6 +87,7 @@ def extend(results: Results, standing: Standing, wanted: Wanted) -> Extension:
             num_prompts=len(rows),
             num_rows=num_rows,
             at=datetime.now(UTC).isoformat(timespec="seconds"),
+            test=TEST,
         )
         plan = plan.model_copy(update={"looks": (*plan.looks, look.model_dump(mode="json"))})
         level = found.judgement.level(number + 1)

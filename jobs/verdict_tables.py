@@ -112,7 +112,7 @@ def verdict_notes(data: dict[str, Any]) -> Iterator[str]:
 
 
 def alarm_text(alarm: dict[str, Any]) -> str:
-    if alarm["reason"] is not None:
+    if alarm.get("reason") is not None:
         return f"Alarm: {alarm['configuration']}: {alarm['reason']}."
     label = BY_NAME[alarm["metric"]].label
     return f"Alarm: {alarm['configuration']} differs from itself in {label} (p {alarm['p']:.2g})."

@@ -57,6 +57,7 @@ def test_a_runs_numbers_are_scraped(run: Run, tmp_path: Path, tiny_model_folder:
     rows = [{"id": f"p{i}", "prompt": f"prompt {i}"} for i in range(8)]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"prompt": None}]))
     spec = {
+        "max_row_errors": 0.2,
         "model": str(tiny_model_folder),
         "datasets": [{"path": str(prompts), "shards": 3}],
         "configurations": [{"name": "baseline"}],

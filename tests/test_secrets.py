@@ -54,6 +54,7 @@ def test_nothing_that_a_trial_writes_holds_a_secret(
     ]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"prompt": None}]))
     spec = {
+        "max_row_errors": 0.2,
         "model": str(tiny_model_folder),
         "datasets": [{"path": str(prompts), "shards": 2}],
         "configurations": [{"name": "baseline"}, {"name": "other", "batch_size": 2,
