@@ -10,6 +10,7 @@ from pathlib import Path
 
 import figures
 import psutil
+import pytest
 from sound_results import require_sound
 
 from cluster.results import Results
@@ -17,6 +18,7 @@ from cluster.results import Results
 TESTS = Path(__file__).parent
 
 
+@pytest.mark.slow  # what else the machine runs takes memory too, and then it sets aside more
 def test_what_runs_out_of_memory_is_set_aside_alone(tmp_path: Path) -> None:
     # So much that other tests beside this one do not take it.
     memory = psutil.virtual_memory()

@@ -145,6 +145,7 @@ def test_a_job_is_followed_to_its_end(guarded: JobServer, project: Project) -> N
     assert "the cluster has had a job of this name" in err
 
 
+@pytest.mark.slow
 def test_detached_stopped_and_gone_on_with_by_hand(guarded: JobServer, project: Project) -> None:
     folder = project(seeds=8, generation={"max_new_tokens": 60, "temperature": 0.8})
     at = ("--address", guarded.address)
