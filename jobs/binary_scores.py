@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from jobs.analysis.effects import Effect
+from jobs.analysis.effect import Effect
 from jobs.analysis.proportions import mcnemar_p, wilson
 
 WILSON = "Wilson"

@@ -11,10 +11,8 @@ from typing import Literal, TypeGuard
 import duckdb
 
 from cluster.plan import Configuration, Plan, origin
+from jobs.analysis.effect import Effect
 from jobs.analysis.effects import (
-    Effect,
-    Numbers,
-    Strata,
     difference_effect,
     geometric_effect,
     rate_effect,
@@ -22,6 +20,7 @@ from jobs.analysis.effects import (
     share_effect,
 )
 from jobs.analysis.swaps import fewest_clusters
+from jobs.analysis.units import Numbers, Strata
 from jobs.metrics import METRICS, Metric
 from jobs.pairing import (
     PairedCells,

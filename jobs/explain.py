@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from cluster.plan import Configuration
 from cluster.results import Results
-from jobs.analysis.effects import Effect
+from jobs.analysis.effect import Effect
 from jobs.analysis.factorial import Contrast
 from jobs.answers import DIRECTED, effect_phrase, verdict_text
 from jobs.attribution import Attribution

@@ -254,14 +254,14 @@ def _selection(metric: Metric) -> tuple[str, str, str]:
     """The value's expression, its mean's, and the rows that it is taken from."""
     if metric.source == "rate":
         above, below = metric.totals
-        return f"{above} / nullif({below}, 0)", f"sum({above}) / nullif(sum({below}), 0)", _CELLS
+        return f"{above} / nullif({below}, 0)", _total_over_total(above, below), _CELLS
     if metric.source == "peak":
         return metric.name, f"avg({metric.name})", _CELLS
     if metric.source == "per":
         above, below = metric.parts
         warm = " AND NOT coalesce(warmup, false)" if metric.is_timed else ""
         source = f"generations WHERE error IS NULL{warm}"
-        return f"{above} / nullif({below}, 0)", f"sum({above}) / nullif(sum({below}), 0)", source
+        return f"{above} / nullif({below}, 0)", _total_over_total(above, below), source
     if metric.source == "failure":
         return _FAILED, f"avg({_FAILED})", "generations"
     if metric.source == "quality":
@@ -271,6 +271,12 @@ def _selection(metric: Metric) -> tuple[str, str, str]:
     warm = " AND NOT coalesce(warmup, false)" if metric.source == "time" else ""
     value = column(metric.name)
     return value, f"avg({value})", f"generations WHERE error IS NULL{warm}"
+
+
+def _total_over_total(above: str, below: str) -> str:
+    """Of what has both, so that nothing is divided by what is not its own."""
+    both = f"{above} IS NOT NULL AND {below} IS NOT NULL"
+    return f"sum({above}) FILTER ({both}) / nullif(sum({below}) FILTER ({both}), 0)"
 
 
 _FAILED = "(error IS NOT NULL)::INTEGER"

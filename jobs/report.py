@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.results import Results
-from jobs.analysis.effects import WRITTEN, Effect
+from jobs.analysis.effect import WRITTEN, Effect
 from jobs.comparison import MAIN_STATISTICS
 from jobs.metrics import BY_NAME, METRICS, Metric
 from jobs.report_data import report_data

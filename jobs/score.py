@@ -19,7 +19,8 @@ from rich.text import Text
 
 from cluster.plan import Configuration, Dataset, Plan
 from cluster.results import Results
-from jobs.analysis.effects import Effect, difference_effect, mean_effect
+from jobs.analysis.effect import Effect
+from jobs.analysis.effects import difference_effect, mean_effect
 from jobs.analysis.mcnemar import exact_difference
 from jobs.binary_scores import binary_difference, is_binary, with_wilson
 from jobs.query import connect

@@ -17,8 +17,10 @@ import duckdb
 import numpy as np
 
 from cluster.plan import Plan, origin
-from jobs.analysis.effects import NO_PAIRS, NONE, Effect, Strata, difference_effect
+from jobs.analysis.effect import NO_PAIRS, NONE, Effect
+from jobs.analysis.effects import difference_effect
 from jobs.analysis.mcnemar import exact_difference
+from jobs.analysis.units import Strata
 from jobs.comparison import Comparison, MetricEffect
 from jobs.metrics import BY_NAME, Metric, score_metric
 from jobs.paired_scores import TABLE, PairedScores, paired_scores

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from jobs.analysis.effects import IDENTICAL, NO_PAIRS, NONE, Effect, mean_effect
+from jobs.analysis.effect import IDENTICAL, NO_PAIRS, NONE, Effect
+from jobs.analysis.effects import mean_effect
 from jobs.task_outcomes import Aggregation, TaskOutcomes, value_of
 from optim.errors import InputError
 

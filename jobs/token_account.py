@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import duckdb
 import numpy as np
 
-from jobs.analysis.effects import Effect
+from jobs.analysis.effect import Effect
 from jobs.comparison import Comparison
 
 CENSORED_ABOVE = 0.1

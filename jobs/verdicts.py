@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, NamedTuple
 
-from jobs.analysis.effects import Effect
+from jobs.analysis.effect import Effect
 from jobs.analysis.multiplicity import benjamini_hochberg, holm
 from jobs.analysis.power import mde
 from jobs.analysis.swaps import MOST_SWAPS, NUM_SWAPS, fewest_clusters

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from jobs.analysis.effects import Effect
+from jobs.analysis.effect import Effect
 
 NOTHING = "–"
 

@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from jobs.analysis.effect import UNBOUNDED, Effect
 from jobs.analysis.effects import (
-    UNBOUNDED,
-    Effect,
     difference_effect,
     geometric_effect,
     mean_effect,

@@ -16,8 +16,9 @@ from test_verdicts import comparison, failing, findings, ratio
 from trial_results import make_results
 
 from cluster.plan import Cell, Configuration, OptimizationSettings, digest
-from jobs.analysis.effects import Strata, difference_effect, ratio_effect, share_effect
+from jobs.analysis.effects import difference_effect, ratio_effect, share_effect
 from jobs.analysis.signs import sign_p
+from jobs.analysis.units import Strata
 from jobs.exactness import copies
 from jobs.judgement import Judgement
 from jobs.looks import TEST, Look, Settled
@@ -243,3 +244,14 @@ def test_each_data_set_s_effect_stands_in_every_report(tmp_path: Path) -> None:
     text = markdown(data)
     assert "## By data set" in text
     assert "| configuration | metric | set0 | set1 | p that all are alike |" in text
+
+
+def test_a_rate_divides_what_is_there_by_the_time_of_the_same_cells(tmp_path: Path) -> None:
+    """In each configuration's own figures, as in effects."""
+
+    def partly(cell: Cell, rows: Rows, facts: dict[str, Any]) -> None:
+        facts["kv_committed_byte_s"] = 500.0 * facts["wall_s"] if cell.shard % 2 else None
+
+    data = report_data(make_results(tmp_path / "out", edit=partly, scorers=()))
+    means = [c["metrics"]["kv_committed_mean_bytes"]["mean"] for c in data["configurations"]]
+    assert means == [pytest.approx(500.0)] * len(means)

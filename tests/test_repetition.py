@@ -19,7 +19,7 @@ from cluster.repetition import ends_in_loop
 from cluster.results import Results
 from cluster.rows import Circumstances, generation_row
 from cluster.sampling import SamplingParams
-from jobs.analysis.effects import NO_PAIRS
+from jobs.analysis.effect import NO_PAIRS
 from jobs.metrics import METRICS
 from jobs.needs import influences
 from jobs.query import connect

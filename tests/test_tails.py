@@ -18,7 +18,8 @@ from trial_results import FASTER, Edit, configurations, make_results
 import jobs.tails
 from cluster.plan import Cell
 from cluster.results import Results
-from jobs.analysis.effects import IDENTICAL, ratio_effect
+from jobs.analysis.effect import IDENTICAL
+from jobs.analysis.effects import ratio_effect
 from jobs.analysis.levels import Rows, binned
 from jobs.analysis.tails import (
     MOST_SWAPS,

@@ -15,7 +15,8 @@ from trial_results import make_results
 
 from cluster.plan import Cell
 from cluster.results import Results, write_prompts
-from jobs.analysis.effects import Effect, ratio_effect
+from jobs.analysis.effect import Effect
+from jobs.analysis.effects import ratio_effect
 from jobs.comparison import Comparison, MetricEffect
 from jobs.findings import Findings, read_findings
 from jobs.judgement import Judgement

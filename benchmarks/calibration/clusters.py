@@ -11,7 +11,8 @@ import numpy as np
 from benchmarks.calibration.prompts import noise
 from benchmarks.calibration.rates import Rate
 from benchmarks.calibration.tally import tally
-from jobs.analysis.effects import Effect, difference_effect, rate_effect, ratio_effect
+from jobs.analysis.effect import Effect
+from jobs.analysis.effects import difference_effect, rate_effect, ratio_effect
 from jobs.analysis.swaps import fewest_clusters
 
 TRUTH = 0.02

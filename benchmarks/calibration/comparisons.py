@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from jobs.analysis.effects import Effect
+from jobs.analysis.effect import Effect
 from jobs.comparison import Comparison, MetricEffect
 from jobs.judgement import Judgement
 from jobs.looks import Word

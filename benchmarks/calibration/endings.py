@@ -14,7 +14,8 @@ import numpy as np
 from benchmarks.calibration.comparisons import DIRECTED, TOKENS, comparison
 from benchmarks.calibration.prompts import SEEDS, noise
 from benchmarks.calibration.rates import Rate, exactly
-from jobs.analysis.effects import Effect, ratio_effect
+from jobs.analysis.effect import Effect
+from jobs.analysis.effects import ratio_effect
 from jobs.judgement import Judgement
 from jobs.row_pairs import RowComparison, TextComparison
 from jobs.verdicts import judge

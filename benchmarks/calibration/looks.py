@@ -17,7 +17,8 @@ from benchmarks.calibration.families import MARGINS
 from benchmarks.calibration.prompts import SEEDS, noise
 from benchmarks.calibration.rates import Rate, at_most
 from jobs.analysis.components import Components
-from jobs.analysis.effects import Effect, ratio_effect
+from jobs.analysis.effect import Effect
+from jobs.analysis.effects import ratio_effect
 from jobs.analysis.power import needed
 from jobs.judgement import Judgement
 from jobs.looks import Look, Settled

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from jobs.analysis.effects import Effect
+from jobs.analysis.effect import Effect
 from jobs.analysis.intervals import Floats, jackknife, log_rate_ratio, mean
 from jobs.analysis.permutation import sign_flip_p
 from jobs.analysis.swaps import SwapTest

@@ -13,7 +13,8 @@ from scipy import stats
 from benchmarks.calibration.prompts import noise
 from benchmarks.calibration.rates import Rate, within
 from jobs.analysis.components import Components
-from jobs.analysis.effects import Effect, difference_effect, geometric_effect, ratio_effect
+from jobs.analysis.effect import Effect
+from jobs.analysis.effects import difference_effect, geometric_effect, ratio_effect
 from jobs.analysis.multiplicity import benjamini_hochberg
 from jobs.analysis.power import mde, needed, power_of
 

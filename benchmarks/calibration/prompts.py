@@ -15,7 +15,8 @@ import numpy as np
 
 from benchmarks.calibration.rates import Rate
 from benchmarks.calibration.tally import tally
-from jobs.analysis.effects import Effect, ratio_effect
+from jobs.analysis.effect import Effect
+from jobs.analysis.effects import ratio_effect
 
 SEEDS, ROW_NOISE = 3, 0.3
 TRUTH = -0.18

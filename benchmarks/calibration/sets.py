@@ -16,7 +16,8 @@ from benchmarks.calibration.comparisons import word_of
 from benchmarks.calibration.prompts import ROW_NOISE, SEEDS, VARYING, noise
 from benchmarks.calibration.rates import FEWEST_EXPECTED, Rate, at_most, exactly
 from benchmarks.calibration.tally import tally
-from jobs.analysis.effects import Effect, ratio_effect
+from jobs.analysis.effect import Effect
+from jobs.analysis.effects import ratio_effect
 
 TRIALS, TRIALS_OF_WORDS = 600, 300
 EQUAL, OPPOSITE, BALANCED = (-0.18, -0.18), (-0.18, 0.30), (-0.20, 0.25)

@@ -15,7 +15,7 @@ from benchmarks.calibration.rates import (
     attained,
     exactly,
 )
-from jobs.analysis.effects import Effect
+from jobs.analysis.effect import Effect
 
 CONFIDENCE = 0.95
 OLD = "old: "

@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special, stats
 
-from jobs.analysis.effects import NONE, Effect, difference_effect
+from jobs.analysis.effect import NONE, Effect
+from jobs.analysis.effects import difference_effect
 from jobs.analysis.intervals import Floats
 from jobs.analysis.swaps import NUM_SWAPS, SwapTest
 

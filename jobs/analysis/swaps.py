@@ -20,7 +20,7 @@ Probability Letters 36, 1997, on why studentising mends it). How: `jobs.analysis
 
 Signs of jackknife pseudo-values, which look like the same test, are not: they are centred at the
 estimate, so that beside one dominant cluster all others share an offset and point the same way
-(false alarms of 33 % at a level of 4 %: `benchmarks/statistics.py`).
+(false alarms of 32 % at a level of 4 %: `benchmarks/statistics.py`).
 
 n clusters have 2^(n-1) ways to swap that differ, so no p is below 2^(1-n): a verdict at level a
 among m tests needs 1 + log2(m / a) clusters.

@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jobs.analysis.effects import IDENTICAL, NO_PAIRS, NONE, ZERO_TOTAL, Effect
+from jobs.analysis.effect import IDENTICAL, NO_PAIRS, NONE, ZERO_TOTAL, Effect
 from jobs.analysis.intervals import ONE_HOLDS_ALL, Floats
 from jobs.analysis.levels import (
     SMALLEST,
