@@ -61,7 +61,7 @@ def test_the_oracle_shares_no_code() -> None:
 
 
 def test_the_demo(tmp_path: Path) -> None:
-    """A trial of its model and prompts as it ran, without the names of the machine."""
+    """The demo as it ran, without the names of the machine."""
     restored(DEMO, tmp_path / "out")
     results = Results(str(tmp_path / "out"))
     found, report = agreed(results)
