@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from time import monotonic
+from typing import Any, Literal, NamedTuple
 
 from cluster.plan import ModelSource
 from cluster.results import Results
@@ -18,12 +19,15 @@ from cluster.scheduler import Outcome
 from jobs.corpus import Reading
 from jobs.evaluate import OnProgress, evaluate
 from jobs.prepare import Task, prepare, recipe
-from jobs.recipes import is_made, write_recipe
+from jobs.recipes import is_made, is_same, write_recipe
 from jobs.spec import TrialSpec
 from jobs.yaml_files import validated
+from optim.countdown import duration
 from optim.errors import InputError
+from optim.registry import preparations
 
 OnStage = Callable[[str], None]
+Preset = Literal["quick", "full"]
 BASELINE, OPTIMIZED = "baseline", "optimized"
 DEMO_DATASETS = ("demo/language", "demo/networking", "demo/data")
 
@@ -38,6 +42,8 @@ class Choice:
     larosa_sparsity: float | None = None
     larosa: str | None = None
     """A folder made by `prepare larosa`; by default it is made."""
+    preparation: Preset = "quick"
+    """How artifacts are made: by each preparation's own settings for a first look, or in full."""
     vattention: bool = False
     prompts: tuple[str, ...] = ()
     corpus: tuple[str, ...] = ()
@@ -145,34 +151,80 @@ def _artifacts(choice: Choice, address: str | None, on_stage: OnStage) -> list[A
     if choice.patch_tokenizer is not None:
         adapted = choice.patch_tokenizer
         if Path(adapted).is_file():
-            adapted = _prepared(
-                "adaptivocab", {"official": adapted}, choice.model, choice, address, on_stage
-            )
+            wanted = Wanted("adaptivocab", {"official": adapted}, choice.model)
+            adapted = _prepared(wanted, choice, address, on_stage)
         found.append({"adaptivocab": {"artifact": adapted}})
     if choice.larosa_sparsity is not None:
-        settings = {"levels": [choice.larosa_sparsity]}
-        model = adapted or choice.model
-        artifact = choice.larosa or _prepared("larosa", settings, model, choice, address, on_stage)
+        wanted = Wanted("larosa", {"levels": [choice.larosa_sparsity]}, adapted or choice.model)
+        artifact = choice.larosa or _prepared(wanted, choice, address, on_stage)
         found.append({"larosa": {"artifact": artifact, "sparsity": choice.larosa_sparsity}})
     if choice.vattention:
         found.append("vattention")
     return found
 
 
-def _prepared(
-    name: str,
-    settings: dict[str, Any],
-    model: str,
-    choice: Choice,
-    address: str | None,
-    on_stage: OnStage,
-) -> str:
-    """The folder of an artifact that is made where it is not there yet."""
-    out = str(Path(f"{choice.output}-artifacts").expanduser().absolute() / name)
+class Wanted(NamedTuple):
+    """An artifact that the choice needs and does not name."""
+
+    name: str
+    settings: dict[str, Any]
+    model: str
+    """What it is made for: the model, or an adapted one."""
+
+
+def wanted_artifacts(choice: Choice) -> list[Wanted]:
+    """Those that have to be made, unless they are there from an earlier call."""
+    found = []
+    adapted = choice.patch_tokenizer
+    if adapted is not None and Path(adapted).is_file():
+        found.append(Wanted("adaptivocab", {"official": adapted}, choice.model))
+        adapted = None
+    if choice.larosa_sparsity is not None and choice.larosa is None:
+        settings = {"levels": [choice.larosa_sparsity]}
+        found.append(Wanted("larosa", settings, adapted or choice.model))
+    return found
+
+
+def _prepared(wanted: Wanted, choice: Choice, address: str | None, on_stage: OnStage) -> str:
+    """The folder of an artifact that is made where it is not there yet.
+
+    A full one that is there serves a quick choice too.
+    """
+    full = task_of(wanted, choice, "full")
+    if is_same(full.out, recipe(full)):
+        return full.out
+    task = task_of(wanted, choice, choice.preparation)
+    made_by = recipe(task)
+    if not is_made(task.out, made_by):
+        on_stage(f"preparing {wanted.name} ({choice.preparation})")
+        began_s = monotonic()
+        try:
+            prepare(task, address=address, on_stage=on_stage)
+        except InputError as error:
+            raise _of_compare(error) from error
+        write_recipe(task.out, made_by)
+        on_stage(f"{wanted.name} is prepared, in {duration(monotonic() - began_s)}")
+    return task.out
+
+
+def _of_compare(error: InputError) -> InputError:
+    """The same with this command's option for the text."""
+    if error.field != "--data":
+        return error
+    mend = error.mend and error.mend.replace("--data", "--corpus")
+    return InputError(error.problem, source=error.source, field="--corpus", mend=mend)
+
+
+def task_of(wanted: Wanted, choice: Choice, preset: Preset) -> Task:
+    """The preparation of one artifact."""
+    name, model = wanted.name, wanted.model
+    folder = name if preset == "full" else f"{name}-{preset}"
+    out = str(Path(f"{choice.output}-artifacts").expanduser().absolute() / folder)
     default = ("demo/training",) if choice.model == "demo" else choice.prompts
     place = Path(model).expanduser()
     source = str(place.absolute()) if model != "demo" and place.exists() else model
-    task = Task(
+    settings = {**(quick_settings(name) if preset == "quick" else {}), **wanted.settings}
+    return Task(
         name=name,
         settings=settings,
         model=ModelSource(path=source, dtype=choice.dtype, device=choice.device),  # type: ignore[arg-type]
@@ -182,12 +234,11 @@ def _prepared(
         cpus=choice.cpus,
         gpus=choice.gpus,
     )
-    made_by = recipe(task)
-    if not is_made(out, made_by):
-        on_stage(f"preparing {name}")
-        prepare(task, address=address, on_stage=on_stage)
-        write_recipe(out, made_by)
-    return out
+
+
+def quick_settings(name: str) -> dict[str, Any]:
+    """A preparation's own settings for a first look; empty where it has none."""
+    return dict(getattr(preparations()[name], "quick", {}))
 
 
 def _absolute(path: str) -> str:

@@ -87,10 +87,29 @@ def forecast(
 
     Raises InputError for what a person can mend, as the trial itself would.
     """
-    spec = read_spec(spec_path)
+    return forecast_spec(
+        read_spec(spec_path),
+        str(spec_path),
+        pilot_prompts=pilot_prompts,
+        pilot_seeds=pilot_seeds,
+        address=address,
+        on_stage=on_stage,
+    )
+
+
+def forecast_spec(
+    spec: TrialSpec,
+    source: str,
+    *,
+    pilot_prompts: int = 8,
+    pilot_seeds: int = 2,
+    address: str | None = None,
+    on_stage: OnStage = lambda stage: None,
+) -> Forecast:
+    """The same of a spec that is read already; `source` says where it is from, for errors."""
     if pilot_prompts < 0 or pilot_seeds < 1:
         raise InputError("must not be negative", field="--pilot-prompts, --pilot-seeds")
-    plan, _ = make_plan(spec, str(spec_path))
+    plan, _ = make_plan(spec, source)
     if not pilot_prompts:
         return _counted(plan)
     with tempfile.TemporaryDirectory(prefix="optrial-pilot-") as folder:
@@ -99,7 +118,7 @@ def forecast(
         if not outcome.rows or outcome.errors == outcome.rows:
             raise InputError(
                 "every row of the pilot failed, so nothing can be foretold",
-                source=str(spec_path),
+                source=source,
                 mend="Run the trial with a `limit` of 1, and look at the errors",
             )
         return _foretold(plan, results)

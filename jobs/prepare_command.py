@@ -12,11 +12,13 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
+from rich.console import Console
 from rich.text import Text
 
 from cluster.plan import ModelSource
 from jobs.console import console
 from jobs.corpus import Reading
+from jobs.leftovers import leftover_text, leftovers
 from jobs.prepare import Task, prepare, recipe
 from jobs.recipes import is_made, write_recipe
 from optim.registry import Preparation
@@ -68,6 +70,7 @@ def command(name: str, kind: type[Preparation]) -> Callable[..., None]:
         if reuse and is_made(out, made_by):
             screen.print(Text(f"{out} is there already, made by the same recipe."), soft_wrap=True)
             return
+        _say_leftovers(out, screen)
         try:
             made = prepare(
                 task,
@@ -77,7 +80,11 @@ def command(name: str, kind: type[Preparation]) -> Callable[..., None]:
             write_recipe(out, made_by)
         except KeyboardInterrupt:
             screen.print("\nInterrupted. There is no artifact.")
+            _say_leftovers(out, screen)
             raise typer.Exit(130) from None
+        except Exception:
+            _say_leftovers(out, screen)
+            raise
         screen.print(Text(f"{out} is ready ({made[:12]})."), soft_wrap=True)
         screen.print(Text(f"In a spec: optimizations: [{{{name}: {{artifact: {out}}}}}]"))
 
@@ -86,6 +93,11 @@ def command(name: str, kind: type[Preparation]) -> Callable[..., None]:
     run.__annotations__ = {p.name: p.annotation for p in (*_common(), *own)}
     run.__doc__ = inspect.cleandoc(kind.__doc__ or "")
     return run
+
+
+def _say_leftovers(out: str, screen: Console) -> None:
+    for left in leftovers(out):
+        screen.print(Text(leftover_text(left), style="yellow"), soft_wrap=True)
 
 
 def _absolute(path: str) -> str:

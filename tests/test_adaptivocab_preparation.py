@@ -182,6 +182,31 @@ def test_without_a_control_there_is_none(tmp_path: Path) -> None:
     assert manifest.tuning is not None
 
 
+def test_what_is_measured_on_has_a_limit_that_is_stated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("optim.countdown.REPORT_EVERY_S", 0.0)
+    monkeypatch.setattr("optim.adaptivocab.tuning.REPORT_EVERY_S", 0.0)
+    said: list[str] = []
+    settings = QUICK | {"expand": 20, "measure_mib": 0.001, "segment_bytes": 64}
+    preparation = AdaptivocabPreparation.model_validate(settings)
+    preparation.run(model("llama"), TEXTS, tmp_path / "a", source="test", on_stage=said.append)
+    manifest = Artifact.open(tmp_path / "a").manifest
+    assert manifest.held_out.num_bytes > 1100
+    assert manifest.measured_bytes is not None
+    assert 1048 - 64 < manifest.measured_bytes <= 1048
+    [ahead] = [each for each in said if each.startswith("ahead: ")]
+    assert manifest.tuning is not None
+    tuned, measured = manifest.tuning["text_bytes"], manifest.measured_bytes
+    assert ahead == (
+        f"ahead: tuning two models on {tuned / (1 << 20):.3g} MiB of text, "
+        f"bits per byte on {measured / (1 << 20):.3g} MiB of held-out text"
+    )
+    assert said.index(ahead) < next(n for n, each in enumerate(said) if ": tuning: step" in each)
+    assert any("tuning: step 2 of" in each and each.endswith("s to go") for each in said)
+    assert "untouched: measuring bits per byte, 0.00 of 0.00 MiB, 0 s to go" in said
+
+
 @pytest.mark.parametrize("selector", ["paper", "words"])
 def test_published_selections_are_patches(selector: str, tmp_path: Path) -> None:
     out = prepared(model("qwen3"), tmp_path, replace=30, selector=selector, tune=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,24 @@ from program import Run
 from trial_results import make_results
 
 from cluster.results import Results
-from jobs.compare import BASELINE, OPTIMIZED, Choice, check, spec_of
+from jobs.compare import (
+    BASELINE,
+    OPTIMIZED,
+    Choice,
+    check,
+    spec_of,
+    task_of,
+    wanted_artifacts,
+)
+from jobs.compare_cost import artifact_cost, artifact_text
 from jobs.forecast import forecast
 from jobs.forecast import visible as visible_effects
 from jobs.forecast_display import clock_text
+from jobs.prepare import checked, recipe
 from jobs.query import connect
+from jobs.recipes import write_recipe
 from optim.errors import InputError
+from optim.larosa.artifact import Artifact
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -56,16 +69,69 @@ def test_compare_prepares_what_larosa_needs(
 ) -> None:
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("\n\n".join(f"text number {i} of many " * 40 for i in range(40)))
-    code, _, err = run(
+    code, out, err = run(
         "compare", "--model", tiny_model_folder, "--larosa-sparsity", "0.5",
         "--prompts", prompts, "--corpus", corpus, "--seeds", "1", "--max-new-tokens", "4",
         "--limit", "8", "--output", tmp_path / "out",
     )  # fmt: skip
     assert code == 0, err
-    assert (tmp_path / "out-artifacts" / "larosa").is_dir()
+    assert "preparing larosa (quick)" in out
+    assert "(26 of 26), " in out, "four sites at six shares, and two ways to share out"
+    made = Artifact.open(tmp_path / "out-artifacts" / "larosa-quick").manifest
+    assert made.calibration.sequence_length <= 512
     plan = Results(str(tmp_path / "out")).plan()
     [chosen] = plan.configuration(OPTIMIZED).optimizations
     assert (chosen.name, chosen.settings["sparsity"]) == ("larosa", 0.5)
+
+
+def test_a_dry_run_says_what_each_part_takes_and_leaves_nothing(
+    run: Run, tmp_path: Path, tiny_model_folder: Path, prompts: Path
+) -> None:
+    words = [
+        "compare", "--model", tiny_model_folder, "--larosa-sparsity", "0.5", "--vattention",
+        "--prompts", prompts, "--seeds", "2", "--max-new-tokens", "4",
+        "--output", tmp_path / "runs" / "out", "--dry-run",
+    ]  # fmt: skip
+    code, out, err = run(*words)
+    assert code == 0, err
+    said = " ".join(out.split())
+    assert re.search(r"larosa: quick preparation, about \d+ s \(--preparation full: about", said)
+    assert "96 completions: 3 configurations (repeats included) x 16 prompts x 2 seeds" in said
+    assert "of device time" in said
+    assert said.endswith("Nothing was kept.")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_full_preparation_costs_more_and_serves_a_quick_comparison(
+    tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    choice = Choice(
+        str(tiny_model_folder), larosa_sparsity=0.5, prompts=("p",), output=str(tmp_path / "out")
+    )
+    [wanted] = wanted_artifacts(choice)
+    quick, full = task_of(wanted, choice, "quick"), task_of(wanted, choice, "full")
+    made = [checked("larosa", each.settings) for each in (quick, full)]
+    cost = [each.forward_tokens(30, 8192, 0) for each in made]  # type: ignore[attr-defined]
+    assert cost[1] > 10 * cost[0]
+    Path(full.out).mkdir(parents=True)
+    (Path(full.out) / "larosa.json").write_text("{}")
+    write_recipe(full.out, recipe(full))
+    found = artifact_cost(wanted, choice, lambda stage: None)
+    assert (found.is_there, found.out) == (True, full.out)
+    assert artifact_text(found, "quick") == f"larosa: {full.out} is there already."
+
+
+def test_too_short_a_text_names_this_commands_option(
+    run: Run, tmp_path: Path, tiny_model_folder: Path, prompts: Path
+) -> None:
+    code, _, err = run(
+        "compare", "--model", tiny_model_folder, "--larosa-sparsity", "0.5",
+        "--prompts", prompts, "--output", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 2
+    assert "--corpus: the calibration text is too short" in " ".join(err.split())
+    assert "--corpus demo/training" in " ".join(err.split())
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

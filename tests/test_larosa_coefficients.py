@@ -6,14 +6,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from optim.countdown import Countdown
 from optim.errors import InputError
 from optim.larosa.break_even import default_max_rows, max_rows
 from optim.larosa.coefficients import (
     COEFFICIENTS,
     MOST,
+    Allocated,
     Search,
     Shares,
     met,
+    num_measures,
+    num_published,
     spent,
     two_coefficients,
     uniform,
@@ -45,6 +49,30 @@ def test_the_search_meets_the_sparsity_and_beats_uniform(sparsity: float) -> Non
     assert last["h2"] > last["h1"] > last["h4"]
     assert found.shares[0]["h3"] < last["h3"]
     assert max(max(layer.values()) for layer in found.shares) <= MOST
+
+
+@pytest.mark.parametrize("allocated", ["layers", "sites"])
+def test_how_often_is_measured_is_known_beforehand(allocated: Allocated) -> None:
+    said: list[str] = []
+    levels = (0.25, 0.4)
+    countdown = Countdown(num_measures(SIZES, levels, allocated), said.append)
+    search = Search(SIZES, cost, countdown)
+    found = [search.best(level, allocated) for level in levels]
+    assert len(said) == countdown.num_steps == countdown.num_begun
+    assert f"({len(said)} of {len(said)})" in said[-1]
+    assert all("layer" not in each for each in said) == (allocated == "sites")
+    if allocated == "sites":
+        assert {each.shape for each in found} == {"by site"}
+        assert found[0].shares[0] == found[0].shares[-1]
+
+
+def test_how_often_the_published_search_measures_is_known_too() -> None:
+    said: list[str] = []
+    levels = (0.25, 0.65)
+    countdown = Countdown(num_published(SIZES, levels), said.append)
+    for level in levels:
+        Search(SIZES, cost, countdown).published(level)
+    assert len(said) == countdown.num_steps
 
 
 def test_where_all_is_alike_uniform_is_as_good() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from cluster.plan import ModelSource
 from jobs.corpus import Reading
 from jobs.prepare import Task, recipe
-from jobs.recipes import is_made, recipe_file, write_recipe
+from jobs.recipes import is_made, is_same, recipe_file, write_recipe
 from optim.errors import InputError
 
 
@@ -56,3 +57,18 @@ def test_an_artifact_of_unknown_making_is_refused(made: Path) -> None:
     recipe_file(str(made)).unlink()
     with pytest.raises(InputError, match=r"artifact\.recipe\.json"):
         is_made(str(made), recipe(task(made)))
+
+
+def test_a_setting_that_is_newer_than_the_artifact_was_at_its_default(made: Path) -> None:
+    known = json.loads(recipe_file(str(made)).read_text())
+    del known["settings"]["allocation"]
+    recipe_file(str(made)).write_text(json.dumps(known))
+    assert is_made(str(made), recipe(task(made, sequences=8)))
+    with pytest.raises(InputError, match="allocation"):
+        is_made(str(made), recipe(task(made, sequences=8, allocation="sites")))
+
+
+def test_asking_whether_it_is_the_same_is_no_refusal(made: Path, tmp_path: Path) -> None:
+    assert is_same(str(made), recipe(task(made, sequences=8)))
+    assert not is_same(str(made), recipe(task(made, sequences=9)))
+    assert not is_same(str(tmp_path / "none"), recipe(task(tmp_path)))

@@ -25,7 +25,7 @@ from optim.adaptivocab.folders import (
     write_model,
 )
 from optim.adaptivocab.manifest import Quality
-from optim.adaptivocab.segments import cut, fitting
+from optim.adaptivocab.segments import cut, fitting, size_bytes
 from optim.adaptivocab.texts import batches
 from optim.adaptivocab.tokens import Tokens
 from optim.model import LanguageModel, load_tokenizer
@@ -55,6 +55,8 @@ class Adapting:
         self.settings, self.lm, self.texts, self.tokens = settings, lm, texts, tokens
         self.resources, self.on_stage = resources, on_stage
         self._tuned_on: tuple[list[str], list[bool]] | None = None
+        self.measured_bytes = 0
+        """Of held-out text, that bits per byte were measured on."""
 
     @property
     def is_tied(self) -> bool:
@@ -97,23 +99,51 @@ class Adapting:
     def tune(self, folder: Path, work: Path) -> tuple[Quality, Facts]:
         """Tune both models where they lie; their quality, and what was done."""
         settings, device = self.settings, self.lm.device.type
-        held_out = list(chain.from_iterable(self._segments(folder, self.texts.held_out)))
+        held_out = self._measured_segments(folder)
         folders = {"adapted": folder}
         if self._has_control:
             folders["control"] = folder / CONTROL
+        self._say_cost(folder, held_out, len(folders))
         self.on_stage("measuring bits per byte before tuning")
-        before = measure_folder(folder, held_out, device)
-        base = measure(self.lm, held_out)
+        before = measure_folder(folder, held_out, device, "adapted", self.on_stage)
+        base = measure(self.lm, held_out, "untouched", self.on_stage)
         if not settings.tune:
             quality = Quality(base=base, tuned=None, adapted=before, adapted_tuned=None)
             return quality, {}
         facts = self._tune_all(folder, folders, work)
         self.on_stage("measuring bits per byte after tuning")
-        after = {name: measure_folder(each, held_out, device) for name, each in folders.items()}
+        after = {
+            name: measure_folder(each, held_out, device, f"tuned {name}", self.on_stage)
+            for name, each in folders.items()
+        }
         quality = Quality(
             base=base, tuned=after.get("control"), adapted=before, adapted_tuned=after["adapted"]
         )
         return quality, facts
+
+    def _measured_segments(self, folder: Path) -> list[str]:
+        """Of held-out texts, in the order of their hashes, up to the bytes that are measured."""
+        left = int(self.settings.measure_mib * MIB)
+        found: list[str] = []
+        for segment in chain.from_iterable(
+            self._segments(folder, sorted(self.texts.held_out, key=_digest))
+        ):
+            left -= size_bytes(segment)
+            if left < 0 and found:
+                break
+            found.append(segment)
+        self.measured_bytes = sum(map(size_bytes, found))
+        return found
+
+    def _say_cost(self, folder: Path, held_out: list[str], num_models: int) -> None:
+        measured = f"bits per byte on {_mib(held_out):.3g} MiB of held-out text"
+        if not self.settings.tune:
+            self.on_stage(f"ahead: {measured}")
+            return
+        models = "two models" if num_models == 2 else "one model"
+        times = "" if self.settings.epochs == 1 else f" {self.settings.epochs:g} times"
+        tuned = _mib(self.tuning_segments(folder)[0])
+        self.on_stage(f"ahead: tuning {models} on {tuned:.3g} MiB of text{times}, {measured}")
 
     def _tune_all(self, folder: Path, folders: dict[str, Path], work: Path) -> Facts:
         segments, ends = self.tuning_segments(folder)
@@ -175,6 +205,10 @@ class Adapting:
                 ends.append(False)
             ends[-1] = True
         return segments, ends
+
+
+def _mib(segments: Iterable[str]) -> float:
+    return sum(map(size_bytes, segments)) / MIB
 
 
 def _digest(text: str) -> bytes:

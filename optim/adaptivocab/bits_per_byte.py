@@ -7,7 +7,7 @@ per byte do, as long as every byte is paid for in the same context.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from optim.adaptivocab.segments import padded, rows, size_bytes
 from optim.errors import InputError
+
+OnBytes = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,11 @@ def bits_per_byte(
     segments: Sequence[str],
     *,
     batch_tokens: int = 4096,
+    on_bytes: OnBytes = lambda num_bytes: None,
 ) -> float:
     """Nats / ln 2 / UTF-8 bytes over all segments; see `segment_costs`."""
-    return segment_costs(model, tokenizer, segments, batch_tokens=batch_tokens).bits_per_byte
+    costs = segment_costs(model, tokenizer, segments, batch_tokens=batch_tokens, on_bytes=on_bytes)
+    return costs.bits_per_byte
 
 
 def segment_costs(
@@ -51,23 +55,27 @@ def segment_costs(
     segments: Sequence[str],
     *,
     batch_tokens: int = 4096,
+    on_bytes: OnBytes = lambda num_bytes: None,
 ) -> SegmentCosts:
     """What each segment costs, by itself, teacher-forced, its first token behind the start token.
 
     `batch_tokens` bounds the tokens, padding included, of a forward pass; a longer segment goes
-    alone. Raises InputError where there are no segments, one does not fit the model's context, or
-    the logits are not finite.
+    alone. `on_bytes` is told after each pass how many bytes are measured. Raises InputError where
+    there are no segments, one does not fit the model's context, or the logits are not finite.
     """
     if not any(segments):
         raise InputError("there is no text to measure bits per byte on")
     rows_S = rows(model, tokenizer, segments)
     nats_S = torch.zeros(len(segments), dtype=torch.float64)
     was_training = model.training
+    done = 0
     model.eval()
     try:
         with torch.inference_mode():
             for places in _batches(rows_S, batch_tokens):
                 nats_S[places] = _nats(model, [rows_S[place] for place in places])
+                done += sum(size_bytes(segments[place]) for place in places)
+                on_bytes(done)
     finally:
         model.train(was_training)
     if not nats_S.isfinite().all():

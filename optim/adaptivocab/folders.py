@@ -15,8 +15,10 @@ from transformers import AutoConfig, PreTrainedModel
 # Registers the tokenizer of artifacts with patches: tuning may be the first thing in its process.
 import optim.adaptivocab.patched  # noqa: F401
 from optim.adaptivocab.bits_per_byte import bits_per_byte
+from optim.adaptivocab.segments import size_bytes
 from optim.adaptivocab.tuning import tune
 from optim.adaptivocab.tuning_settings import Tuning
+from optim.countdown import Passage
 from optim.model import LanguageModel, load, resolve
 
 OnStage = Callable[[str], None]
@@ -83,15 +85,31 @@ def tune_folder(
         (work / FACTS).write_text(json.dumps(facts.model_dump(exclude=RESUMED)), encoding="utf-8")
 
 
-def measure_folder(folder: Path, segments: Sequence[str], device: str) -> float:
-    """Bits per byte of the model of a folder, computed in float32."""
+def measure_folder(
+    folder: Path,
+    segments: Sequence[str],
+    device: str,
+    name: str = "model",
+    on_stage: OnStage = lambda stage: None,
+) -> float:
+    """Bits per byte of the model of a folder, computed in float32; `name` begins its reports."""
     lm = load(str(folder), dtype="float32", device=device)
-    return measure(lm, segments)
+    return measure(lm, segments, name, on_stage)
 
 
-def measure(lm: LanguageModel, segments: Sequence[str]) -> float:
+def measure(
+    lm: LanguageModel,
+    segments: Sequence[str],
+    name: str = "model",
+    on_stage: OnStage = lambda stage: None,
+) -> float:
     """Bits per byte, rounded far below what they are known to."""
-    return round(bits_per_byte(lm.model, lm.tokenizer, segments), 6)
+    passage = Passage(sum(map(size_bytes, segments)), on_stage)
+
+    def report(num_bytes: int) -> None:
+        passage.report(num_bytes, f"{name}: measuring bits per byte")
+
+    return round(bits_per_byte(lm.model, lm.tokenizer, segments, on_bytes=report), 6)
 
 
 def read_facts(work: Path) -> dict[str, Any]:

@@ -94,6 +94,7 @@ class Making:
             off_domain=self._counted(folder, self.protected.held_out) if self.protected else None,
             quality=quality,
             segment_bytes=self.settings.segment_bytes,
+            measured_bytes=adapting.measured_bytes,
             tuning=facts.get("adapted"),
             control=facts.get("control"),
             notes=[*built.notes, *self.notes],

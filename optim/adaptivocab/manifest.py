@@ -80,6 +80,8 @@ class Manifest(_Frozen):
     quality: Quality
     segment_bytes: int
     """Of the segments that quality was measured on."""
+    measured_bytes: int | None = None
+    """Of held-out text that quality was measured on; None before there was a limit: all of it."""
     tuning: dict[str, Any] | None
     """Facts of tuning: steps, bytes and tokens of text, parameters, losses."""
     control: dict[str, Any] | None

@@ -29,6 +29,9 @@ class AdaptivocabPreparation(Tuning):
     name: ClassVar[str] = "adaptivocab"
     paths: ClassVar[frozenset[str]] = frozenset({"protect", "official"})
     """Settings that say where something lies."""
+    quick: ClassVar[dict[str, object]] = {"tune": False, "measure_mib": 1 / 64}
+    """Settings for a first look, which shows what the vocabulary saves and not how good a model
+    with it can be."""
 
     replace: Annotated[int, Field(ge=1)] | None = None
     """New tokens in the place of old ones; 10000 where neither this nor --expand is given."""
@@ -64,6 +67,8 @@ class AdaptivocabPreparation(Tuning):
     """Tune the base model on the same bytes of text, too: the fair rival, `tuned` in a trial."""
     tune_mib: Annotated[float, Field(gt=0)] = 64
     """MiB of the corpus to tune on, at most."""
+    measure_mib: Annotated[float, Field(gt=0)] = 1
+    """MiB of held-out text that bits per byte are measured on, at most."""
     corpus_mib: Annotated[float, Field(gt=0)] = 256
     """MiB of the corpus to read, at most: it is held in memory."""
     held_out: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
@@ -85,6 +90,17 @@ class AdaptivocabPreparation(Tuning):
     def num_tokens(self) -> int:
         """New tokens that are asked for."""
         return self.replace or self.expand or DEFAULT_TOKENS
+
+    def forward_tokens(self, num_layers: int, context: int | None, corpus_bytes: int) -> int:
+        """About how many tokens pass through the whole model, which is what takes the time.
+
+        A token is taken for four bytes, and a step of tuning for three passes.
+        """
+        read = min(corpus_bytes, int(self.corpus_mib * (1 << 20)))
+        tuned_on = min(read * (1 - 2 * self.held_out), self.tune_mib * (1 << 20)) * self.epochs
+        measured = min(read * self.held_out, self.measure_mib * (1 << 20))
+        num_models = (2 if self.control else 1) if self.tune else 0
+        return round((3 * num_models * tuned_on + (2 + num_models) * measured) / 4)
 
     @property
     def tuning(self) -> Tuning:

@@ -34,6 +34,7 @@ from optim.adaptivocab.checkpoints import COMPLETE, checkpoints, resume, run_key
 from optim.adaptivocab.segments import Steps, in_steps, padded, rows, size_bytes
 from optim.adaptivocab.trainable import NewRows, made_trainable, new_optimizer, trained
 from optim.adaptivocab.tuning_settings import Tuning, TuningFacts
+from optim.countdown import duration
 from optim.errors import InputError
 
 OnStage = Callable[[str], None]
@@ -252,8 +253,14 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         seen_bytes = sum(self._bytes_N[self._begin : state.global_step])
         self._on_stage(
             f"tuning: step {state.global_step} of {state.max_steps}, loss {loss:.2f} nats per "
-            f"token, {seen_bytes / (now_s - self._begin_s) / 1000:.1f} kB/s"
+            f"token, {seen_bytes / (now_s - self._begin_s) / 1000:.1f} kB/s, "
+            f"{self._left(state, now_s)} to go"
         )
+
+    def _left(self, state: Any, now_s: float) -> str:
+        """The first step is slower than the others, so that this is rather too much."""
+        each_s = (now_s - self._begin_s) / (state.global_step - self._begin)
+        return duration(each_s * (state.max_steps - state.global_step))
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if args.world_size > 1:

@@ -59,7 +59,8 @@ def _refuse(num_tokens: int, wanted: int, width: int, needed: int) -> NoReturn:
             f"the calibration text is too short: it has {num_tokens:,} tokens, and a model of "
             f"width {width:,} needs {2 * needed:,} or more ({wanted:,} are asked for)",
             field="--data",
-            mend="Give more text; --data may be repeated",
+            mend=f"Give about {2 * needed * 5 // 1000 + 1:,} kB or more; --data may be repeated, "
+            "and --data demo/training, the Python documentation, would do",
         )
     raise InputError(
         f"{wanted:,} tokens are too few to calibrate a model of width {width:,} with: it needs "

@@ -9,11 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from scipy.interpolate import make_interp_spline
 
+from optim.countdown import Countdown
+
+Allocated = Literal["layers", "sites", "even"]
+"""By what sparsity is shared out: kind of site and layer, kind of site, or nothing."""
 Shares = list[dict[str, float]]
 """Per layer: site -> share of its channels that are dropped."""
 Measure = Callable[[Shares], float]
@@ -69,21 +74,24 @@ class Search:
         self,
         sizes: Sequence[Mapping[str, int]],
         measure: Measure,
-        on_stage: Callable[[str], None] = lambda stage: None,
+        countdown: Countdown | None = None,
     ) -> None:
-        self.sizes, self.measure, self.on_stage = sizes, measure, on_stage
+        self.sizes, self.measure = sizes, measure
+        self.countdown = countdown or Countdown(0, lambda stage: None)
         self.kinds = list(sizes[0])
         self._curves: dict[str, npt.NDArray[np.float64]] | None = None
         self._weights: npt.NDArray[np.float64] | None = None
         self._at = ""
 
-    def best(self, sparsity: float) -> Allocation:
-        """The cheapest of: uniform, by kind of site, by kind and layer."""
+    def best(self, sparsity: float, allocated: Allocated = "layers") -> Allocation:
+        """The cheapest of: uniform, by kind of site, and, for `layers`, by kind and layer."""
         self._at = f"at {sparsity:.0%}: "
         tried = [self._tried(uniform(self.sizes, sparsity), "uniform")]
         even = np.ones(len(self.sizes))
         tried.append(self._tried(self._allocated(sparsity, even), "by site"))
-        tried.append(self._tried(self._allocated(sparsity, self._layers()), "by site and layer"))
+        if allocated == "layers":
+            both = self._allocated(sparsity, self._layers())
+            tried.append(self._tried(both, "by site and layer"))
         return min(tried, key=lambda each: each.cost or 0.0)
 
     def published(self, sparsity: float) -> Allocation:
@@ -97,7 +105,7 @@ class Search:
         return min(tried, key=lambda each: each.cost or 0.0)
 
     def _tried(self, shares: Shares, shape: str) -> Allocation:
-        self.on_stage(f"{self._at}trying {shape}")
+        self.countdown.step(f"{self._at}trying {shape}")
         return Allocation(shares, self.measure(shares), shape)
 
     def _kinds(self) -> dict[str, npt.NDArray[np.float64]]:
@@ -107,7 +115,7 @@ class Search:
             for kind in self.kinds:
                 costs = [0.0]
                 for share in GRID[1:]:
-                    self.on_stage(f"dropping {share:.0%} of {kind}")
+                    self.countdown.step(f"dropping {share:.0%} of {kind}")
                     costs.append(self.measure(self._only(kind, share)))
                 self._curves[kind] = np.maximum.accumulate(np.array(costs))
         return self._curves
@@ -120,7 +128,7 @@ class Search:
         if self._weights is None:
             costs = []
             for index in range(len(self.sizes)):
-                self.on_stage(f"dropping in layer {index + 1} of {len(self.sizes)}")
+                self.countdown.step(f"dropping in layer {index + 1}")
                 shares = uniform(self.sizes, 0.0)
                 shares[index] = dict.fromkeys(shares[index], PROBE)
                 costs.append(max(self.measure(shares), 1e-9))
@@ -157,6 +165,27 @@ class Search:
             else:
                 high = middle
         return met(self.sizes, shares_at(high), sparsity)
+
+
+def num_measures(
+    sizes: Sequence[Mapping[str, int]], levels: Sequence[float], allocated: Allocated
+) -> int:
+    """How often `Search.best` measures at all these sparsities."""
+    if allocated == "even":
+        return 0
+    by_kind = len(sizes[0]) * (len(GRID) - 1)
+    if allocated == "sites":
+        return by_kind + 2 * len(levels)
+    return by_kind + len(sizes) + 3 * len(levels)
+
+
+def num_published(sizes: Sequence[Mapping[str, int]], levels: Sequence[float]) -> int:
+    """How often `Search.published` does."""
+    return sum(
+        two_coefficients(sizes, level, front) is not None
+        for level in levels
+        for front in COEFFICIENTS
+    )
 
 
 def _slopes(

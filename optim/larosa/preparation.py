@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
 from optim.artifact_files import file_entries
+from optim.countdown import Countdown
 from optim.larosa import break_even
 from optim.larosa.architecture import architecture_of
 from optim.larosa.artifact import (
@@ -22,7 +23,15 @@ from optim.larosa.artifact import (
     write_config,
 )
 from optim.larosa.calibration import Sequences, cut
-from optim.larosa.coefficients import Allocation, Search, spent, uniform
+from optim.larosa.coefficients import (
+    Allocated,
+    Allocation,
+    Search,
+    num_measures,
+    num_published,
+    spent,
+    uniform,
+)
 from optim.larosa.held_out import HeldOut
 from optim.larosa.kernels.choice import require_dtype
 from optim.larosa.manifest import Calibration, Level, Manifest, Variant
@@ -50,6 +59,13 @@ class LarosaPreparation(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     name: ClassVar[str] = "larosa"
     paths: ClassVar[frozenset[str]] = frozenset()
+    quick: ClassVar[dict[str, object]] = {
+        "sequences": 8,
+        "tokens": 512,
+        "held_out": 2,
+        "allocation": "sites",
+    }
+    """Settings for a first look; benchmarks/results says what they lose."""
 
     variant: Variant = "larosa+"
     """larosa+: ours. larosa: as published. topk: no rotation. threshold: no rotation, a fixed
@@ -66,6 +82,9 @@ class LarosaPreparation(BaseModel):
     sites; 0 drops the same share everywhere."""
     levels: tuple[Annotated[float, Field(gt=0, le=0.9)], ...] = (0.25, 0.4, 0.5, 0.65)
     """Sparsities that are searched; between them, shares are interpolated."""
+    allocation: Allocated = "layers"
+    """How `larosa+` shares the sparsity out, by what dropping costs on held-out text. layers: by
+    site and layer, which measures every layer. sites: by site. even: the same everywhere."""
     break_even: bool = True
     """Measure on this machine from how many rows on a dense product is faster."""
 
@@ -114,6 +133,27 @@ class LarosaPreparation(BaseModel):
             fingerprint = Artifact.open(folder).fingerprint
             publish(folder, out_dir)
         return fingerprint
+
+    def forward_tokens(self, num_layers: int, context: int | None, corpus_bytes: int) -> int:
+        """About how many tokens pass through the whole model, which is what takes the time."""
+        length = min(self.tokens, context or self.tokens)
+        sizes = [dict.fromkeys(("h1", "h2", "h3", "h4"), 1)] * num_layers
+        measured = self.held_out * length * (1 + self._num_measures(sizes))
+        return self.sequences * length + measured
+
+    def _num_measures(self, sizes: Sequence[Mapping[str, int]]) -> int:
+        if not self._searches:
+            return 0
+        if self.variant == "larosa":
+            return num_published(sizes, self.levels)
+        return num_measures(sizes, self.levels, self.allocation)
+
+    @property
+    def _searches(self) -> bool:
+        by_cost = self.variant == "larosa" or (
+            self.variant == "larosa+" and self.allocation != "even"
+        )
+        return by_cost and self.held_out > 0
 
     @property
     def recipe(self) -> Recipe:
@@ -171,7 +211,13 @@ class LarosaPreparation(BaseModel):
     ) -> list[Level]:
         artifact = Artifact.open(folder, check=False)
         sizes = artifact.sizes()
-        search = Search(sizes, HeldOut(lm, artifact, text.held_out_NT).divergence, on_stage)
+        countdown = Countdown(self._num_measures(sizes), on_stage)
+        if countdown.num_steps:
+            on_stage(
+                f"sharing out the sparsity: {countdown.num_steps} measurements on "
+                f"{text.held_out_NT.numel():,} held-out tokens each"
+            )
+        search = Search(sizes, HeldOut(lm, artifact, text.held_out_NT).divergence, countdown)
         found = []
         for level in self.levels:
             thresholds = None
@@ -181,12 +227,12 @@ class LarosaPreparation(BaseModel):
                     {site: quantile(kept, level) for site, kept in layer.items()}
                     for layer in facts.magnitudes
                 ]
-            elif not self.held_out or self.variant == "topk":
+            elif not self._searches:
                 chosen = Allocation(uniform(sizes, level), None, "uniform")
             elif self.variant == "larosa":
                 chosen = search.published(level)
             else:
-                chosen = search.best(level)
+                chosen = search.best(level, self.allocation)
             found.append(
                 Level(
                     sparsity=spent(sizes, chosen.shares),
