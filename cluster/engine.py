@@ -25,6 +25,7 @@ from cluster.stopping import StopFinder
 from optim.cache import CacheFactory, SlotCache
 from optim.errors import SequenceError
 from optim.model import LanguageModel, PhaseName
+from optim.prompt_ids import prompt_ids
 from optim.window import is_longrope
 
 
@@ -126,10 +127,9 @@ class Engine:
     def encode(self, request: Request) -> list[int]:
         """Token ids of a prompt; SequenceError where there are none or too many."""
         try:
-            encoded = self.lm.tokenizer(request.prompt, add_special_tokens=not request.is_chat)
+            ids = prompt_ids(self.lm.tokenizer, request.prompt, special=not request.is_chat)
         except (TypeError, ValueError, UnicodeError) as error:
             raise SequenceError(f"the prompt cannot be encoded: {error}") from error
-        ids: list[int] = list(encoded["input_ids"])
         if not ids:
             start = self.lm.tokenizer.bos_token_id
             if start is None:

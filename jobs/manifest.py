@@ -43,6 +43,7 @@ def write_manifest(results: Results, wanted: Wanted, hardware: list[dict[str, An
         },
         "git": git_state(),
         "author_settings": _author_settings(wanted),
+        "notes": wanted.notes,
         "created_at": now(),
     }
     try:
