@@ -73,7 +73,7 @@ def evaluate(
     if output is not None:
         spec = spec.model_copy(update={"output": output})
     plan, prompts = make_plan(spec, source)
-    _say_author_settings(plan, on_stage)
+    _say_author_settings(plan, spec.generation.from_model, on_stage)
     wanted = Wanted(spec, plan, prompts, present_code(plan), _prompt_notes(plan, prompts))
     for note in wanted.notes:
         on_stage(note)
@@ -108,10 +108,14 @@ def evaluate(
     return results, outcome
 
 
-def _say_author_settings(plan: Plan, on_stage: OnStage) -> None:
-    from optim.author_settings import author_settings, said
+def _say_author_settings(plan: Plan, from_model: bool, on_stage: OnStage) -> None:
+    from optim.author_settings import author_settings, said, said_taken
 
-    text = said(author_settings(plan.model.path, revision=plan.model.revision))
+    settings = author_settings(plan.model.path, revision=plan.model.revision)
+    generation = plan.generation.model_dump(mode="json")
+    if from_model:
+        on_stage(said_taken(settings, generation))
+    text = said(settings, generation)
     if text is not None:
         on_stage(text)
 

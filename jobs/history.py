@@ -19,7 +19,7 @@ from cluster.creation import create_alone
 from cluster.results import Results
 from jobs.code_identity import Code, code_differences
 from jobs.wording import plural
-from optim.author_settings import said
+from optim.author_settings import said, said_taken
 from optim.errors import InputError
 
 HISTORY = "history"
@@ -159,11 +159,15 @@ def history_notes(results: Results) -> Iterator[str]:
     note = code_note(results)
     if note is not None:
         yield note
-    settings = results.manifest().get("author_settings") or {}
-    if (text := said(settings)) is not None:
+    manifest = results.manifest()
+    settings = manifest.get("author_settings") or {}
+    generation = manifest["plan"]["generation"]
+    if manifest.get("from_model"):
+        yield _sentence(said_taken(settings, generation))
+    if (text := said(settings, generation)) is not None:
         yield _sentence(text)
     # Whoever adds to a trial gives all of its prompts again, so the last notes are of all.
-    given = [results.manifest().get("notes") or (), *(each.notes for each in happened)]
+    given = [manifest.get("notes") or (), *(each.notes for each in happened)]
     yield from map(_sentence, next(filter(None, reversed(given)), ()))
     late = [name for each in happened for name in each.configurations]
     if late:

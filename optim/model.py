@@ -185,6 +185,16 @@ def load_tokenizer(
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
+def vocabulary_size(
+    path: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> int:
+    """How many token ids a model has, by its configuration."""
+    folder = resolve(path, revision=revision)
+    with _model_errors(path):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        return int(config.get_text_config(decoder=True).vocab_size)
+
+
 def resolve(path: str, *, revision: str | None = None) -> Path:
     """The local folder of a model: the shipped one, a given one, or a hub snapshot.
 
