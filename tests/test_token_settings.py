@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from jobs.planning import describe_difference, make_plan
 from jobs.prompts import PromptRow
 from jobs.spec import TrialSpec
 from jobs.task_dataset import task_fingerprint
+from jobs.task_rows import task_generation
 from optim.cache import CACHES
 from optim.errors import InputError
 from optim.model import LanguageModel
@@ -239,6 +241,14 @@ def test_across_vocabularies_it_is_refused(
         planned(generation, **only)
 
 
+def test_a_task_may_ask_for_them() -> None:
+    asked = {"until": ["x"], "repetition_penalty": 1.2, "suppress_tokens": [5, 3]}
+    request: Any = SimpleNamespace(request_type="generate_until", args=("a", asked))
+    made = task_generation("own", [SimpleNamespace(requests=[request])], Generation())  # type: ignore[list-item]
+    assert made is not None
+    assert (made.repetition_penalty, made.suppress_tokens) == (1.2, (3, 5))
+
+
 def test_tokens_that_there_are_not(planned: Any) -> None:
     with pytest.raises(InputError, match="the model has no token 99999999: its ids end at"):
         planned({"suppress_tokens": [1, 99999999]})
@@ -299,6 +309,38 @@ def test_a_trial_as_the_author_generates(
         wanted = generated(lm, texts[row["prompt_id"]], repetition_penalty=1.5,
                            suppress_tokens=tokens)  # fmt: skip
         assert row["completion_ids"] == wanted
+
+
+@pytest.mark.parametrize(
+    ("author", "own", "field"),
+    [
+        ({"repetition_penalty": 1.1}, {"from_model": True}, "generation.repetition_penalty"),
+        ({}, {"suppress_tokens": [7]}, "generation.suppress_tokens"),
+    ],
+)
+def test_an_adapted_vocabulary_is_refused(
+    run: Run,
+    spec: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    author: dict[str, Any],
+    own: dict[str, Any],
+    field: str,
+) -> None:
+    monkeypatch.setattr("optim.adaptivocab.optimization.read_manifest", lambda _: (None, "made"))
+    path = spec(author, own)
+    wanted = yaml.safe_load(path.read_text())
+    arms = [
+        {"name": "base"},
+        {"name": "new", "optimizations": [{"adaptivocab": {"artifact": "a"}}]},
+    ]
+    path.write_text(yaml.safe_dump(wanted | {"configurations": arms}))
+    code, _, err = run("evaluate", path)
+    assert code == 2, err
+    assert err.count("error:") == 1
+    assert field in err
+    assert "`new`" in err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
