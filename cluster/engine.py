@@ -18,13 +18,14 @@ from torch import Tensor
 from cluster.batch import Batch
 from cluster.completion import Completion, EngineStats, Request, Score
 from cluster.prefixes import PrefixStore
-from cluster.sampling import Sampler, step_key
+from cluster.sampling import Sampler, mask_of, step_key
 from cluster.scoring import encode_pair, windows
 from cluster.sequence import Sequence
 from cluster.stopping import StopFinder
 from optim.cache import CacheFactory, SlotCache
 from optim.errors import SequenceError
 from optim.model import LanguageModel, PhaseName
+from optim.prompt_ids import prompt_ids
 from optim.window import is_longrope
 
 
@@ -126,10 +127,9 @@ class Engine:
     def encode(self, request: Request) -> list[int]:
         """Token ids of a prompt; SequenceError where there are none or too many."""
         try:
-            encoded = self.lm.tokenizer(request.prompt, add_special_tokens=not request.is_chat)
+            ids = prompt_ids(self.lm.tokenizer, request.prompt, special=not request.is_chat)
         except (TypeError, ValueError, UnicodeError) as error:
             raise SequenceError(f"the prompt cannot be encoded: {error}") from error
-        ids: list[int] = list(encoded["input_ids"])
         if not ids:
             start = self.lm.tokenizer.bos_token_id
             if start is None:
@@ -166,13 +166,26 @@ class Engine:
 
     def choose(self, logits_BV: Tensor, sequences: list[Sequence]) -> list[int]:
         """The next token of each sequence; -1 where the logits are not finite."""
+        size = logits_BV.shape[-1]
+        penalises = any(s.request.params.repetition_penalty != 1 for s in sequences)
+        seen = [self._seen(s, size) for s in sequences] if penalises else None
         with torch.inference_mode():
             return self._sampler(
                 logits_BV,
                 [s.request.params for s in sequences],
                 [step_key(s.stream, s.spent) for s in sequences],
                 [s.budget - s.spent for s in sequences],
+                seen,
             )
+
+    def _seen(self, sequence: Sequence, size: int) -> Tensor | None:
+        """[V] bool: the tokens that a sequence's repetition penalty is for."""
+        if sequence.request.params.repetition_penalty == 1:
+            return None
+        if sequence.seen_V is None:
+            tokens = {*sequence.prompt_ids, *sequence.result.ids}
+            sequence.seen_V = mask_of(tokens, size, self.lm.device)
+        return sequence.seen_V
 
     def accept(self, sequence: Sequence, token: int, now: float) -> bool:
         """Append a token; True where the sequence is finished."""
@@ -187,6 +200,8 @@ class Engine:
             result.ttft_s = elapsed
         result.e2e_s = elapsed
         sequence.last_token = token
+        if sequence.seen_V is not None:
+            sequence.seen_V[token] = True
         if token in self._ends:
             result.finish_reason, result.ended_by_token = "stop", True
         elif params.stop and self._cut_at_stop(result, params.stop):

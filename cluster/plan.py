@@ -58,11 +58,28 @@ class Generation(Frozen):
     top_p: float = 1.0
     top_k: int = 0
     """0 is off."""
+    repetition_penalty: float = 1.0
+    """1 is off."""
+    suppress_tokens: tuple[int, ...] = ()
+    """Ids that are never chosen, in order."""
     stop: tuple[str, ...] = ()
     token_times: bool = False
     """Record every token's time (`token_times_s`)."""
     completion_ids: bool = False
     """Record the ids (`completion_ids`) beside the text."""
+
+    def identity(self) -> dict[str, Any]:
+        """What identifies it. What newer versions added counts only where it is set."""
+        return decisive_generation(self.model_dump(mode="json"))
+
+
+def decisive_generation(generation: Mapping[str, Any]) -> dict[str, Any]:
+    """`Generation.identity` of one in a manifest, whatever version wrote it."""
+    return {k: v for k, v in generation.items() if k not in _ADDED or v != _ADDED[k]}
+
+
+_ADDED: dict[str, Any] = {"repetition_penalty": 1.0, "suppress_tokens": []}
+"""Fields that a version added, with the values at which they decide nothing."""
 
 
 class OptimizationSettings(Frozen):
@@ -162,6 +179,8 @@ def decisive_dataset(dataset: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("arms", "generation"):
         if kept.get(key) is None:
             kept.pop(key, None)
+    if "generation" in kept:
+        kept["generation"] = decisive_generation(kept["generation"])
     return kept
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from cluster.completion import Completion, Score
 from cluster.plan import Cell
 from cluster.repetition import ends_in_loop
+from optim.prompt_ids import prompt_ids
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def _token_counts(completion: Completion, text: str, base_tokenizer: Any) -> dic
 
 def count_tokens(tokenizer: Any, text: str, special: bool) -> int:
     """Tokens of a text; special ones only where the tokenizer would add them to a prompt."""
-    return len(tokenizer(text, add_special_tokens=special)["input_ids"])
+    return len(prompt_ids(tokenizer, text, special=special))
 
 
 def printable(text: str) -> str:

@@ -13,6 +13,7 @@ exponential noise e = -log(u), which needs one logarithm less (Gumbel 1954; Madd
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +38,11 @@ class SamplingParams:
     """Nucleus: the fewest most likely tokens whose mass reaches top_p; 1 is off."""
     top_k: int = 0
     """The k most likely tokens (ties kept); 0 is off."""
+    repetition_penalty: float = 1.0
+    """Of tokens that prompt and completion have so far (Keskar et al. 2019, section 4.1): their
+    logits are divided by it above 0 and multiplied below; 1 is off."""
+    suppress_tokens: tuple[int, ...] = ()
+    """Ids that are never chosen; those beyond the vocabulary mean nothing."""
     max_new_tokens: int = 64
     """Budget in base tokens."""
     stop: tuple[str, ...] = ()
@@ -102,6 +108,7 @@ class Sampler:
         self.hashes_V = token_hashes(token_keys_V).to(device)
         self.base_lengths_V = base_lengths_V.to(device)
         self.longest = int(base_lengths_V.max())
+        self._masks: dict[tuple[int, ...], Tensor] = {}
 
     def __call__(
         self,
@@ -109,15 +116,20 @@ class Sampler:
         params: list[SamplingParams],
         step_keys: list[int],
         budgets: list[int],
+        seen: list[Tensor | None] | None = None,
     ) -> list[int]:
         """Token ids, one per row; -1 for a row whose logits are not finite.
 
-        `budgets` are base tokens left: tokens that stand for more are masked.
+        `budgets` are base tokens left: tokens that stand for more are masked. `seen` are [V] bool,
+        the tokens that a row's repetition penalty is for.
         """
         scores_BV = logits_BV.float()
         if self.longest > 1 and min(budgets) < self.longest:
             budgets_B1 = torch.tensor(budgets, device=scores_BV.device)[:, None]
             scores_BV = scores_BV.masked_fill(self.base_lengths_V[None] > budgets_B1, float("-inf"))
+        if seen is not None:
+            scores_BV = _penalise(scores_BV, [p.repetition_penalty for p in params], seen)
+        scores_BV = self._suppress(scores_BV, params)
         if all(p.temperature == 0 for p in params):
             best, tokens_B = scores_BV.max(dim=-1)
         else:
@@ -125,6 +137,19 @@ class Sampler:
         # One transfer: it is also what makes the device's work of this step complete.
         chosen: list[int] = torch.where(torch.isfinite(best), tokens_B, -1).tolist()
         return chosen
+
+    def _suppress(self, scores_BV: Tensor, params: list[SamplingParams]) -> Tensor:
+        wanted = [p.suppress_tokens for p in params]
+        if not any(wanted):
+            return scores_BV
+        masks_BV = torch.stack([self._mask(tokens, scores_BV) for tokens in wanted])
+        return scores_BV.masked_fill(masks_BV, float("-inf"))
+
+    def _mask(self, tokens: tuple[int, ...], scores_BV: Tensor) -> Tensor:
+        """[V] bool, kept: every step asks for the same."""
+        if tokens not in self._masks:
+            self._masks[tokens] = mask_of(tokens, scores_BV.shape[-1], scores_BV.device)
+        return self._masks[tokens]
 
     def _sample_in_chunks(
         self, scores_BV: Tensor, params: list[SamplingParams], step_keys: list[int]
@@ -158,6 +183,28 @@ class Sampler:
             tops = [p.top_p if p.temperature else 2.0 for p in params]
             tokens_B = _keep_nucleus(p_BV, race_BV, tokens_B, torch.tensor(tops, device=device))
         return best_B, tokens_B
+
+
+def mask_of(tokens: Iterable[int], size: int, device: torch.device) -> Tensor:
+    """[V] bool: the tokens that are given, as far as there are such."""
+    mask_V = torch.zeros(size, dtype=torch.bool)
+    mask_V[[token for token in set(tokens) if 0 <= token < size]] = True
+    return mask_V.to(device)
+
+
+def _penalise(scores_BV: Tensor, penalties: list[float], seen: list[Tensor | None]) -> Tensor:
+    """As transformers' RepetitionPenaltyLogitsProcessor does it, row by row."""
+    for penalty in sorted(set(penalties) - {1.0}):
+        none_V = torch.zeros(scores_BV.shape[-1], dtype=torch.bool, device=scores_BV.device)
+        rows = [
+            own if own is not None and each == penalty else none_V
+            for own, each in zip(seen, penalties, strict=True)
+        ]
+        # By a number, not a tensor of numbers: a GPU divides otherwise by the one and the other,
+        # and a row's last bits would be its neighbours'.
+        penalised_BV = torch.where(scores_BV < 0, scores_BV * penalty, scores_BV / penalty)
+        scores_BV = torch.where(torch.stack(rows), penalised_BV, scores_BV)
+    return scores_BV
 
 
 def _keep_top_k(scaled_BV: Tensor, top_ks: list[int]) -> Tensor:

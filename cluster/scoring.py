@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from optim.prompt_ids import prompt_ids
+
 _ANCHORS = ("\n", "x", ".")
 _TAIL_TOKENS = 8
 
@@ -22,7 +24,7 @@ def encode_pair(
     """
 
     def encode(text: str, special: bool = False) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=special)["input_ids"])
+        return prompt_ids(tokenizer, text, special=special)
 
     before = encode(context, add_special_tokens)
     if not continuation:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime
 
+from torch import Tensor
+
 from cluster.completion import NO_KV, Completion, Request, add_byte_seconds
 from cluster.sampling import stream_key
 from optim.cache import KVAccounts
@@ -25,6 +27,8 @@ class Sequence:
         self.result.kv = NO_KV
         self.last_token = 0
         self.last_seen = start
+        self.seen_V: Tensor | None = None
+        """[V] bool: tokens of prompt and completion, where a repetition penalty asks for them."""
         self.has_prompt = False
         """Its prompt was filled in once: it is awaited no more."""
 
@@ -32,6 +36,7 @@ class Sequence:
         """Forget what was generated; its noise is the same again, and its clock runs on."""
         old = self.result
         self.num_prefilled = self.last_token = 0
+        self.seen_V = None
         self.result = Completion(
             self.request, prompt_tokens=old.prompt_tokens, started_at=old.started_at
         )

@@ -292,6 +292,8 @@ class Worker:
             temperature=generation.temperature,
             top_p=generation.top_p,
             top_k=generation.top_k,
+            repetition_penalty=generation.repetition_penalty,
+            suppress_tokens=generation.suppress_tokens,
             max_new_tokens=generation.max_new_tokens,
             stop=generation.stop,
         )

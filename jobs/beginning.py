@@ -146,6 +146,7 @@ def _write_extension(
         added=extension.added,
         configurations=extension.growth.configurations,
         datasets=tuple(with_place(d) for d in wanted.spec.datasets if d.name in grown),
+        notes=wanted.notes,
         look=extension.look.number if extension.look else None,
         effects_sha256=extension.effects_sha256,
     )

@@ -11,6 +11,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +29,7 @@ from jobs.identity import Wanted, compare
 from jobs.manifest import PACKAGES, git_state, now, processor
 from jobs.outputs import beside, left_as_found, require_place
 from jobs.planning import make_plan
+from jobs.prompt_notes import prompt_notes
 from jobs.ray_session import ray_session, terminated_as_interrupted
 from jobs.spec import TrialSpec, read_spec
 from jobs.tables import write_tables
@@ -71,8 +73,10 @@ def evaluate(
     if output is not None:
         spec = spec.model_copy(update={"output": output})
     plan, prompts = make_plan(spec, source)
-    _say_author_settings(plan, on_stage)
-    wanted = Wanted(spec, plan, prompts, present_code(plan))
+    _say_author_settings(plan, spec.generation.from_model, on_stage)
+    wanted = Wanted(spec, plan, prompts, present_code(plan), _prompt_notes(plan, prompts))
+    for note in wanted.notes:
+        on_stage(note)
     if new_run:
         wanted = beside(wanted, on_stage)
     results = Results(wanted.plan.output)
@@ -104,12 +108,27 @@ def evaluate(
     return results, outcome
 
 
-def _say_author_settings(plan: Plan, on_stage: OnStage) -> None:
-    from optim.author_settings import author_settings, said
+def _say_author_settings(plan: Plan, from_model: bool, on_stage: OnStage) -> None:
+    from optim.author_settings import author_settings, said, said_taken
 
-    text = said(author_settings(plan.model.path, revision=plan.model.revision))
+    settings = author_settings(plan.model.path, revision=plan.model.revision)
+    generation = plan.generation.model_dump(mode="json")
+    if from_model:
+        on_stage(said_taken(settings, generation))
+    text = said(settings, generation)
     if text is not None:
         on_stage(text)
+
+
+def _prompt_notes(plan: Plan, prompts: list[dict[str, Any]]) -> tuple[str, ...]:
+    from optim.model import load_tokenizer
+
+    model = plan.model
+    trust = model.trust_remote_code
+    return prompt_notes(
+        prompts,
+        partial(load_tokenizer, model.path, revision=model.revision, trust_remote_code=trust),
+    )
 
 
 def run_missing(

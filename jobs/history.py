@@ -19,7 +19,7 @@ from cluster.creation import create_alone
 from cluster.results import Results
 from jobs.code_identity import Code, code_differences
 from jobs.wording import plural
-from optim.author_settings import said
+from optim.author_settings import said, said_taken
 from optim.errors import InputError
 
 HISTORY = "history"
@@ -44,6 +44,8 @@ class Entry(BaseModel):
     """Those that were added."""
     datasets: tuple[dict[str, Any], ...] = ()
     """The specs of datasets that are new, or of which there is more now."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the report should know of all prompts, those that were added among them."""
     look: int | None = None
     """The look that it counts as."""
     effects_sha256: str | None = None
@@ -153,16 +155,28 @@ def code_note(results: Results) -> str | None:
 
 def history_notes(results: Results) -> Iterator[str]:
     """What a reader of the report has to know of all that happened."""
+    happened = entries(results)
     note = code_note(results)
     if note is not None:
         yield note
-    settings = results.manifest().get("author_settings") or {}
-    if (text := said(settings)) is not None:
-        yield f"{text[0].upper()}{text[1:]}."
-    late = [name for happened in entries(results) for name in happened.configurations]
+    manifest = results.manifest()
+    settings = manifest.get("author_settings") or {}
+    generation = manifest["plan"]["generation"]
+    if manifest.get("from_model"):
+        yield _sentence(said_taken(settings, generation))
+    if (text := said(settings, generation)) is not None:
+        yield _sentence(text)
+    # Whoever adds to a trial gives all of its prompts again, so the last notes are of all.
+    given = [manifest.get("notes") or (), *(each.notes for each in happened)]
+    yield from map(_sentence, next(filter(None, reversed(given)), ()))
+    late = [name for each in happened for name in each.configurations]
     if late:
         yield (
             f"Added later: {', '.join(late)}. Their times were taken in another run than those of "
             "what they are compared with, so a machine that was slower or faster by then is part "
             "of the difference."
         )
+
+
+def _sentence(note: str) -> str:
+    return f"{note[0].upper()}{note[1:]}."

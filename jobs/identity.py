@@ -7,7 +7,7 @@ else that decides outputs makes another trial.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cluster.plan import Configuration, Dataset, Plan, origin
@@ -29,6 +29,8 @@ class Wanted:
     plan: Plan
     prompts: list[dict[str, Any]]
     code: Code
+    notes: tuple[str, ...] = ()
+    """What whoever runs it and reads of it should know, one sentence each."""
 
     def rows(self, dataset: Dataset) -> list[dict[str, Any]]:
         return self.prompts[dataset.first_row : dataset.first_row + dataset.num_prompts]
@@ -37,7 +39,7 @@ class Wanted:
         """The same in another place."""
         spec = self.spec.model_copy(update={"output": output})
         plan = self.plan.model_copy(update={"output": output})
-        return Wanted(spec, plan, self.prompts, self.code)
+        return replace(self, spec=spec, plan=plan)
 
 
 @dataclass(frozen=True)

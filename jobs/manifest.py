@@ -43,6 +43,8 @@ def write_manifest(results: Results, wanted: Wanted, hardware: list[dict[str, An
         },
         "git": git_state(),
         "author_settings": _author_settings(wanted),
+        "from_model": wanted.spec.generation.from_model,
+        "notes": wanted.notes,
         "created_at": now(),
     }
     try:
@@ -66,7 +68,7 @@ def write_manifest(results: Results, wanted: Wanted, hardware: list[dict[str, An
 
 
 def _author_settings(wanted: Wanted) -> dict[str, Any]:
-    """Not used; what a reader should know beside the spec's own."""
+    """What a reader should know beside the spec's own; used only as far as both agree."""
     from optim.author_settings import author_settings
 
     model = wanted.plan.model

@@ -62,7 +62,7 @@ def _provenance(
         "datasets": [dataset.model_dump(mode="json") for dataset in plan.datasets],
         "configurations": [c.model_dump(mode="json") for c in plan.configurations],
         "seeds": list(plan.seeds),
-        "generation": plan.generation.model_dump(mode="json"),
+        "generation": plan.generation.identity(),
         "share_prompts": plan.share_prompts,
         "weight_order": plan.weight_order,
         "analysis": plan.analysis,

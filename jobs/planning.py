@@ -21,10 +21,12 @@ from cluster.plan import (
     WorkerResources,
     best_order,
     decisive_dataset,
+    decisive_generation,
     digest,
 )
 from jobs.comparison import MIN_SHARDS
 from jobs.configurations import expand
+from jobs.generations import generation_of, require_one_vocabulary
 from jobs.prompts import PromptRow, load
 from jobs.row_faults import require_few_faults
 from jobs.score_names import plan_scores, require_judged
@@ -46,7 +48,8 @@ def make_plan(spec: TrialSpec, spec_path: str | Path) -> tuple[Plan, list[dict[s
     _require_unique_names(spec.datasets, spec_path)
     configurations = _configurations(spec, spec_path)
     model = _model(spec)
-    generation = Generation(**spec.generation.model_dump())
+    generation = generation_of(spec.generation, model, spec_path)
+    require_one_vocabulary([generation], configurations, spec_path)
     order = _weight_order(spec, configurations)
     # What can change last bits beside the configuration's own settings.
     around = {"share_prompts": spec.share_prompts, "weight_order": order}
@@ -54,6 +57,8 @@ def make_plan(spec: TrialSpec, spec_path: str | Path) -> tuple[Plan, list[dict[s
     wanted = with_shards(spec.datasets, configurations, spec.analysis)
     datasets, rows = _datasets(spec.model_copy(update={"datasets": wanted}), model)
     needed = fewest_units(configurations, spec.analysis, look=2)
+    own = [d.generation for d in datasets if d.generation is not None]
+    require_one_vocabulary(own, configurations, spec_path)
     datasets = topped_up(datasets, spec.datasets, needed)
     identity = {
         "code": _code_version(),
@@ -61,7 +66,7 @@ def make_plan(spec: TrialSpec, spec_path: str | Path) -> tuple[Plan, list[dict[s
         "configurations": [_without_places(c.model_dump(mode="json")) for c in configurations],
         "datasets": [d.identity() for d in datasets],
         "seeds": spec.seeds,
-        "generation": generation.model_dump(mode="json"),
+        "generation": generation.identity(),
         "likelihoods": spec.likelihoods,
         **around,
     }
@@ -193,7 +198,7 @@ def _fingerprinted(
         "code": _code_version(),
         "model": _model_identity(model),
         "configuration": own,
-        "generation": generation.model_dump(mode="json"),
+        "generation": generation.identity(),
         **around,
     }
     return configuration.model_copy(update={"fingerprint": digest(identity)})
@@ -298,6 +303,7 @@ def decisive(plan: Mapping[str, Any]) -> dict[str, Any]:
     if not kept.get("seed_arms"):
         kept.pop("seed_arms", None)
     kept["model"] = {k: v for k, v in plan["model"].items() if k not in {"path", "revision"}}
+    kept["generation"] = decisive_generation(plan["generation"])
     kept["datasets"] = [decisive_dataset(dataset) for dataset in plan["datasets"]]
     kept["configurations"] = [_without_places(c) for c in plan["configurations"]]
     return kept

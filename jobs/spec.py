@@ -50,6 +50,10 @@ Place = Annotated[Text, AfterValidator(expanded)]
 Scorer = Annotated[Text, AfterValidator(check_scorer)]
 
 
+def _sorted_once(values: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted(set(values)))
+
+
 class _Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -221,6 +225,17 @@ class GenerationSpec(_Spec):
     """Sample from the most likely tokens that have this share of the probability; 1 is all."""
     top_k: Annotated[Whole, Field(ge=0)] = 0
     """Sample from this many most likely tokens; 0 is all."""
+    repetition_penalty: Annotated[Number, Field(gt=0)] = 1.0
+    """Divides the logits above 0 of all tokens of prompt and completion so far, and multiplies
+    those below (as transformers does); 1 is off. Across vocabularies it is refused."""
+    suppress_tokens: Annotated[
+        tuple[Annotated[Whole, Field(ge=0)], ...], AfterValidator(_sorted_once)
+    ] = ()
+    """Ids of tokens that are never chosen."""
+    from_model: Flag = False
+    """Take what is not set here from the model's generation_config.json: greedy or not,
+    temperature, top_p, top_k, repetition_penalty, suppress_tokens, max_new_tokens, stop_strings as
+    `stop`. Whatever else decides tokens there is refused by name."""
     stop: Annotated[
         tuple[Text, ...], BeforeValidator(read_stop, json_schema_input_type=str | list[str])
     ] = ()

@@ -41,7 +41,10 @@ def task_dataset(
     )
     _require_seeds(loaded, spec)
     samples = chosen(loaded.samples, wanted.limit, wanted.sample_seed)
-    generation = task_generation(loaded.name, samples, Generation(**spec.generation.model_dump()))
+    records = Generation(
+        token_times=spec.generation.token_times, completion_ids=spec.generation.completion_ids
+    )
+    generation = task_generation(loaded.name, samples, records)
     rows, _ = task_rows(wanted.name, samples, loaded.is_chat)
     has_likelihoods = any(row.choices or row.target is not None for row in rows)
     if has_likelihoods and not spec.likelihoods:
@@ -86,7 +89,7 @@ def task_fingerprint(rows: Sequence[PromptRow], generation: Generation | None) -
     for row in rows:
         total.update(digest(row.as_dict()).encode())
     if generation is not None:
-        total.update(digest(generation.model_dump(mode="json")).encode())
+        total.update(digest(generation.identity()).encode())
     return total.hexdigest()
 
 

@@ -26,7 +26,8 @@ _MAX_NEW_TOKENS = 256
 """lm-eval's, where a task states none."""
 _BUDGETS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _SAMPLING = {"until", "do_sample", "temperature", "top_p", "top_k", *_BUDGETS}
-_NEUTRAL = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1, "min_p": 0}
+_SAMPLING |= {"repetition_penalty", "suppress_tokens"}
+_NEUTRAL = {"num_beams": 1, "num_return_sequences": 1, "min_p": 0}
 """What leaves the sampling as it is."""
 
 
@@ -154,6 +155,8 @@ def task_generation(name: str, samples: Sequence[Sample], trial: Generation) -> 
         temperature=0.0 if is_greedy else float(first.get("temperature") or 0.0),
         top_p=float(first.get("top_p") or 1.0),
         top_k=int(first.get("top_k") or 0),
+        repetition_penalty=float(first.get("repetition_penalty") or 1.0),
+        suppress_tokens=tuple(sorted({int(t) for t in first.get("suppress_tokens") or ()})),
         stop=tuple(text for text in ([until] if isinstance(until, str) else until) if text),
         token_times=trial.token_times,
         completion_ids=trial.completion_ids,

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from optim.adapters import require_no_adapter
 from optim.errors import InputError
 
 ManifestT = TypeVar("ManifestT", bound=BaseModel)
@@ -66,9 +67,11 @@ def manifest_in(
 ) -> tuple[ManifestT, str]:
     """The manifest of an artifact of an optimisation, and its sha256; no other file is looked at.
 
-    InputError where there is none, or it says what a manifest of this kind does not.
+    InputError where there is none, where it says what a manifest of this kind does not, and where
+    an adapter was laid beside it.
     """
     field = f"optimizations.{optimization}.artifact"
+    require_no_adapter(folder, field)
     try:
         data = (folder / file).read_bytes()
     except OSError as error:

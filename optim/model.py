@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from optim.adapters import require_no_adapter
 from optim.cache import CacheFactory, DynamicSlotCache
 from optim.checkpoint import load_whole, require_decoder
 from optim.errors import InputError
@@ -184,16 +185,36 @@ def load_tokenizer(
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
+def vocabulary_size(
+    path: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> int:
+    """How many token ids a model has, by its configuration."""
+    folder = resolve(path, revision=revision)
+    with _model_errors(path):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        return int(config.get_text_config(decoder=True).vocab_size)
+
+
 def resolve(path: str, *, revision: str | None = None) -> Path:
-    """The local folder of a model: the shipped one, a given one, or a hub snapshot."""
+    """The local folder of a model: the shipped one, a given one, or a hub snapshot.
+
+    InputError where there is none, and where it holds an adapter.
+    """
     if path == "demo":
         return DEMO
+    found = _folder(path, revision)
+    require_no_adapter(found, "model")
+    return found
+
+
+def _folder(path: str, revision: str | None) -> Path:
     folder = Path(path).expanduser()
     # What lies in a folder that is here is no id on the hub, whatever its spelling.
     is_beside = "/" in path and Path(path.split("/")[0]).is_dir()
     is_local = folder.exists() or is_beside or path.startswith((".", "/", "~"))
     if is_local or not _HUB_ID.fullmatch(path):
         if not (folder / "config.json").is_file():
+            require_no_adapter(folder, "model")
             found = "there is no such folder" if not folder.exists() else "it has no config.json"
             raise InputError(
                 f"is not a model: {found}",

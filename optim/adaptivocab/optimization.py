@@ -91,6 +91,7 @@ class Tuned(_FromArtifact):
 
     name: ClassVar[str] = "tuned"
     stage: ClassVar[Stage] = "vocabulary"
+    keeps_vocabulary: ClassVar[bool] = True
     preparation: ClassVar[type[Preparation] | None] = None
     places: ClassVar[frozenset[str]] = frozenset({"artifact"})
 
