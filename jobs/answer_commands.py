@@ -9,13 +9,13 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.padding import Padding
 from rich.text import Text
 
 from jobs.compare_command import compare
 from jobs.console import console
 from jobs.explanation import Paragraph
 from jobs.replay_command import register as register_replay
+from jobs.report import print_paragraphs
 from jobs.settle_command import settle
 from optim.errors import InputError
 
@@ -62,16 +62,6 @@ def explain(
 def _require_positive(prompt_tokens: int | None, *tokens: int) -> None:
     if min(tokens) < 1 or (prompt_tokens is not None and prompt_tokens < 1):
         raise InputError("counts of tokens are 1 or more", field="--tokens, --prompt-tokens")
-
-
-def print_paragraphs(paragraphs: list[Paragraph], out: Console) -> None:
-    """Headings, and their lines as a list."""
-    for paragraph in paragraphs:
-        out.print()
-        out.print(Text(paragraph.heading, style="bold"))
-        for line in paragraph.lines:
-            # Indented as a whole, so that what wraps stands below its line.
-            out.print(Padding(Text(line), (0, 0, 0, 2)))
 
 
 def plan(

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from jobs.comparison import Comparison, MetricEffect, main_effects, metrics_of
 from jobs.judgement import Judgement
-from jobs.metrics import Metric
+from jobs.metrics import Metric, change_of
 from jobs.verdicts import Judged, Verdict
-from jobs.wording import interval_text, number_text, percent_text, plural
+from jobs.wording import interval_text, plural
 
 DIRECTED = frozenset({"better", "worse", "higher", "lower"})
 """Verdicts that say that there is a difference."""
@@ -77,23 +77,6 @@ def _with_changes(changed: dict[str, float], metric: Metric) -> str:
         return ", ".join(f"{name} {change_of(metric, each)}" for name, each in changed.items())
     least, most = (change_of(metric, pick(changed.values())) for pick in (min, max))
     return f"{len(changed)} configurations, by {least} to {most}"
-
-
-def change_of(metric: Metric, value: float | None) -> str:
-    """A change in the metric's own way: a share of the reference, or its own unit."""
-    return percent_text(value) if metric.is_relative else number_text(value, sign=True)
-
-
-def statement(found: MetricEffect) -> str:
-    """What the numbers say, short of a verdict."""
-    effect = found.effect
-    if effect.identical:
-        return "exactly the same"
-    if effect.reason is not None:
-        return f"no interval: {effect.reason}"
-    if effect.includes_zero:
-        return "interval includes 0: no difference shown"
-    return "higher" if (effect.estimate or 0) > 0 else "lower"
 
 
 def answer(judged: Judged, judgement: Judgement) -> str:

@@ -20,8 +20,7 @@ from cluster.plan import Configuration, Plan, origin
 from jobs.aligned import aligned
 from jobs.analysis.factorial import Contrast, Share, contrasts, shapley
 from jobs.analysis.intervals import Floats
-from jobs.comparison import MIN_SHARDS
-from jobs.judgement import Judgement
+from jobs.judgement import MIN_SHARDS, Judgement
 from jobs.metrics import METRICS, Metric
 
 TOKENS = ("completion_tokens", "tokens_per_base_token", "base_completion_tokens")

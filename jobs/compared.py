@@ -10,10 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.results import Results
-from jobs.answer_commands import print_paragraphs
 from jobs.comparison import MAIN_STATISTICS
 from jobs.explain import explain_results
 from jobs.metrics import BY_NAME
+from jobs.report import print_paragraphs
 from jobs.report_data import report_data
 from jobs.verdict_tables import STYLES, change_text, verdict_notes, verdict_phrase
 

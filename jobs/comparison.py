@@ -21,6 +21,7 @@ from jobs.analysis.effects import (
 )
 from jobs.analysis.swaps import fewest_clusters
 from jobs.analysis.units import Numbers, Strata
+from jobs.judgement import MIN_SHARDS
 from jobs.metrics import METRICS, Metric
 from jobs.pairing import (
     PairedCells,
@@ -35,10 +36,6 @@ from jobs.pairing import (
 from jobs.row_pairs import RowComparison, TextComparison, compare_rows, paired_failures
 from jobs.wording import plural
 from optim.names import stage_of
-
-MIN_SHARDS = 8
-"""Shards per dataset that an interval for time, throughput or memory needs: rows of a shard share
-its cells' noise, so shards are what is independent, and fewer say too little of their spread."""
 
 Statistic = Literal["ratio of totals", "geometric mean", "mean difference", "p95", "p99"]
 MAIN_STATISTICS = frozenset({"ratio of totals", "mean difference"})
@@ -292,3 +289,15 @@ def _guarded(effect: Effect, a: Numbers, b: Numbers, pairs: PairedTimes | Paired
     return effect.withheld(
         f"{plural(fewest, 'shard')} per dataset, and {MIN_SHARDS} are needed for an interval"
     )
+
+
+def statement(found: MetricEffect) -> str:
+    """What the numbers say, short of a verdict."""
+    effect = found.effect
+    if effect.identical:
+        return "exactly the same"
+    if effect.reason is not None:
+        return f"no interval: {effect.reason}"
+    if effect.includes_zero:
+        return "interval includes 0: no difference shown"
+    return "higher" if (effect.estimate or 0) > 0 else "lower"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from jobs.answers import change_of
 from jobs.comparison import MetricEffect, main_effects
 from jobs.findings import Findings
+from jobs.metrics import change_of
 
 DOMINANT = 0.25
 """Share of a data set's total from which on a cluster is named, and the geometric mean beside it:

@@ -10,12 +10,13 @@ import pyarrow as pa
 
 from cluster.results import Results
 from cluster.schema import FLOAT, INT, TEXT, Column
-from jobs.findings import read_findings
+from jobs.comparison import MAIN_STATISTICS, MetricEffect, main_effects, statement
+from jobs.findings import Findings, read_findings
 from jobs.looks import TEST
 from jobs.query import connect
-from jobs.report_data import effect_rows
 from jobs.table_files import VERSION, write_rows
 from jobs.tails import with_tails
+from jobs.verdicts import Judged
 
 EFFECTS_FILE = "tables/effects.parquet"
 
@@ -108,3 +109,70 @@ def _read(results: Results) -> list[dict[str, Any]]:
         return effect_rows(with_tails(connection, read_findings(connection, plan)))
     finally:
         connection.close()
+
+
+def verdict_rows(found: Findings, *, primary_only: bool) -> list[dict[str, Any]]:
+    """One row per comparison and metric that is judged, in the order of the plan."""
+    return [
+        {
+            "configuration": judged.comparison.configuration,
+            "vs": judged.comparison.vs,
+            **effect_data(found, judged, effect),
+        }
+        for judged in found.judged
+        if not judged.comparison.is_duplicate
+        for effect in main_effects(judged.comparison)
+        if not primary_only or found.judgement.is_primary(effect.metric)
+        if effect.effect.estimate is not None and effect.is_shown
+    ]
+
+
+def effect_rows(found: Findings) -> list[dict[str, Any]]:
+    """One flat row per comparison, metric and statistic."""
+    return [
+        {
+            "configuration": judged.comparison.configuration,
+            "vs": judged.comparison.vs,
+            **effect_data(found, judged, effect),
+        }
+        for judged in found.judged
+        for effect in judged.comparison.effects
+        if effect.is_shown
+    ]
+
+
+def effect_data(found: Findings, judged: Judged, effect: MetricEffect) -> dict[str, Any]:
+    name = effect.metric.name
+    is_main = effect.statistic in MAIN_STATISTICS
+    verdict = judged.verdicts.get(name) if is_main else None
+    need = found.needs.get((judged.comparison.configuration, name)) if is_main else None
+    return {
+        "metric": name,
+        "statistic": effect.statistic,
+        "reference_mean": effect.reference_mean,
+        "mean": effect.mean,
+        **effect.effect.as_dict(),
+        "estimand": estimand(effect),
+        "verdict": verdict.word if verdict else None,
+        "family": verdict.family if verdict else None,
+        "margin": verdict.margin if verdict else None,
+        "direction": found.judgement.direction(effect.metric),
+        "p_adjusted": verdict.p if verdict else None,
+        "equivalence_p_adjusted": verdict.equivalence_p if verdict else None,
+        "mde": verdict.mde if verdict else None,
+        "verdict_reason": verdict.reason if verdict else None,
+        "look": verdict.look if verdict else None,
+        "judged_anew": verdict.judged_anew if verdict else None,
+        "settling_probability": found.judgement.power if need else None,
+        "more_prompts": need.num_prompts if need else None,
+        "more_seeds": need.num_seeds if need else None,
+        "statement": statement(effect),
+    }
+
+
+def estimand(found: MetricEffect) -> str:
+    """What is estimated: of several data sets, the mean of theirs."""
+    if found.effect.by_set is None:
+        return found.statistic
+    mean = "mean of their logs" if found.metric.is_relative else "mean"
+    return f"{found.statistic} per data set, {mean}"

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.plan import Plan
-from jobs.comparison import MIN_SHARDS
+from jobs.judgement import MIN_SHARDS
 from jobs.load import slot_steps
 
 FILLS = 2

@@ -21,10 +21,9 @@ from cluster.plan import Dataset, Kind, Plan
 from cluster.results import Results
 from jobs.analysis.components import Components, variance_components
 from jobs.analysis.power import mde
-from jobs.comparison import MIN_SHARDS
 from jobs.evaluate import evaluate
 from jobs.filling import Unfilled, unfilled
-from jobs.judgement import Judgement
+from jobs.judgement import MIN_SHARDS, Judgement
 from jobs.metrics import BY_NAME, METRICS, Metric
 from jobs.needs import influences
 from jobs.planning import make_plan

@@ -12,6 +12,10 @@ PRIMARY = ("completion_tokens", "e2e_s_per_byte", "kv_committed_peak_bytes", "bi
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Margin = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
+MIN_SHARDS = 8
+"""Shards per dataset that an interval for time, throughput or memory needs: rows of a shard share
+its cells' noise, so shards are what is independent, and fewer say too little of their spread."""
+
 
 class Judgement(BaseModel):
     """How differences are judged. It is kept with the trial, and decides nothing that is run."""

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import duckdb
 
 from jobs.analysis.quantiles import order_levels
-from jobs.wording import bytes_text, duration_text, number_text
+from jobs.wording import bytes_text, duration_text, number_text, percent_text
 
 Source = Literal["row", "time", "rate", "per", "peak", "quality", "share", "failure", "score"]
 Direction = Literal["lower", "higher", "neither"]
@@ -281,3 +281,8 @@ def _total_over_total(above: str, below: str) -> str:
 
 _FAILED = "(error IS NOT NULL)::INTEGER"
 _CELLS = "cells WHERE kind = 'generations' AND coalesce(num_errors, 0) < rows"
+
+
+def change_of(metric: Metric, value: float | None) -> str:
+    """A change in the metric's own way: a share of the reference, or its own unit."""
+    return percent_text(value) if metric.is_relative else number_text(value, sign=True)

@@ -24,9 +24,9 @@ from cluster.plan import (
     decisive_generation,
     digest,
 )
-from jobs.comparison import MIN_SHARDS
 from jobs.configurations import expand
 from jobs.generations import generation_of, require_one_vocabulary
+from jobs.judgement import MIN_SHARDS
 from jobs.prompts import PromptRow, load
 from jobs.row_faults import require_few_faults
 from jobs.score_names import plan_scores, require_judged

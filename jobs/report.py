@@ -6,12 +6,14 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from cluster.results import Results
 from jobs.analysis.effect import WRITTEN, Effect
 from jobs.comparison import MAIN_STATISTICS
+from jobs.explanation import Paragraph
 from jobs.metrics import BY_NAME, METRICS, Metric
 from jobs.report_data import report_data
 from jobs.set_table import HEADING, set_columns, set_rows
@@ -194,3 +196,13 @@ def _configurations_table(configurations: list[dict[str, Any]]) -> Table:
             shown = (metric.show(values[name]) for name in ("mean", "p50", "p95"))
             table.add_row(Text(f"  {row['configuration']}"), f"{values['n']:,}", *shown)
     return table
+
+
+def print_paragraphs(paragraphs: list[Paragraph], out: Console) -> None:
+    """Headings, and their lines as a list."""
+    for paragraph in paragraphs:
+        out.print()
+        out.print(Text(paragraph.heading, style="bold"))
+        for line in paragraph.lines:
+            # Indented as a whole, so that what wraps stands below its line.
+            out.print(Padding(Text(line), (0, 0, 0, 2)))

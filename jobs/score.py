@@ -24,6 +24,7 @@ from jobs.analysis.effects import difference_effect, mean_effect
 from jobs.analysis.mcnemar import exact_difference
 from jobs.binary_scores import binary_difference, is_binary, with_wilson
 from jobs.query import connect
+from jobs.score_names import BITS_PER_BYTE, LIKELIHOOD_SCORERS, MULTIPLE_CHOICE
 from jobs.score_rows import (
     SCHEMA,
     SCORES,
@@ -31,7 +32,7 @@ from jobs.score_rows import (
     likelihood_scores,
     output_scores,
 )
-from jobs.scorers import BITS_PER_BYTE, LIKELIHOOD_SCORERS, MULTIPLE_CHOICE, Scorer, scorer
+from jobs.scorers import Scorer, scorer
 from jobs.task_outcomes import TaskOutcomes, task_outcomes
 from jobs.task_scores import aggregate_difference, aggregate_value, score_rows
 from jobs.wording import NOTHING, interval_text, number_text, p_text

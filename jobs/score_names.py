@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING
 from cluster.plan import Plan
 from jobs.judgement import Judgement
 from jobs.metrics import BY_NAME
-from jobs.scorers import LIKELIHOOD_SCORERS
 from optim.errors import InputError
 
 if TYPE_CHECKING:
     from jobs.spec import TrialSpec
+
+BITS_PER_BYTE = "bits_per_byte"
+MULTIPLE_CHOICE = {"multiple_choice": True, "multiple_choice_unnormalised": False}
+"""Name -> whether the nats of a choice are divided by its bytes."""
+LIKELIHOOD_SCORERS = (BITS_PER_BYTE, *MULTIPLE_CHOICE)
 
 
 def plan_scores(plan: Plan) -> tuple[str, ...]:

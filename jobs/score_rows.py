@@ -9,14 +9,8 @@ import duckdb
 import pyarrow as pa
 
 from cluster.schema import FLOAT, INT, TEXT, Column
-from jobs.scorers import (
-    BITS_PER_BYTE,
-    MULTIPLE_CHOICE,
-    Scorer,
-    answer_index,
-    bits_per_byte,
-    multiple_choice,
-)
+from jobs.score_names import BITS_PER_BYTE, MULTIPLE_CHOICE
+from jobs.scorers import Scorer, answer_index, bits_per_byte, multiple_choice
 
 _ROWS_AT_ONCE = 2048
 

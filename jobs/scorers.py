@@ -17,10 +17,6 @@ from optim.errors import InputError
 
 Scorer = Callable[[str, str], float]
 
-BITS_PER_BYTE = "bits_per_byte"
-MULTIPLE_CHOICE = {"multiple_choice": True, "multiple_choice_unnormalised": False}
-"""Name -> whether the nats of a choice are divided by its bytes."""
-LIKELIHOOD_SCORERS = (BITS_PER_BYTE, *MULTIPLE_CHOICE)
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 
 from cluster.plan import Configuration, Dataset
 from jobs.analysis.swaps import fewest_clusters
-from jobs.comparison import MIN_SHARDS
-from jobs.judgement import Judgement
+from jobs.judgement import MIN_SHARDS, Judgement
 from jobs.spec import DatasetSpec
 
 

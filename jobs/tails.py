@@ -19,8 +19,9 @@ from cluster.plan import origin
 from jobs.analysis.levels import SMALLEST, Bins, Rows, Sample
 from jobs.analysis.swaps import fewest_clusters
 from jobs.analysis.tails import LEVEL, fewest_rows, num_clusters, tail_effect
-from jobs.comparison import MIN_SHARDS, Comparison, MetricEffect, Statistic
+from jobs.comparison import Comparison, MetricEffect, Statistic
 from jobs.findings import Findings
+from jobs.judgement import MIN_SHARDS
 from jobs.metrics import METRICS
 from jobs.pairing import ROUNDS, TIME_METRICS, in_leases
 from jobs.wording import plural

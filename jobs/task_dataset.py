@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.plan import Dataset, Generation, ModelSource, digest
-from jobs.comparison import MIN_SHARDS
+from jobs.judgement import MIN_SHARDS
 from jobs.prompts import PromptRow
 from jobs.task_chat import renderer
 from jobs.task_rows import task_generation, task_rows
