@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -49,7 +49,6 @@ from cluster.receipts import Receipt, Receipts, write_receipt
 from cluster.schema import schema
 from cluster.soundness import unsound
 from cluster.storage import LocalStore, ObjectStore, open_store
-from cluster.verification import Verification
 from optim.errors import InputError
 
 __all__ = [
@@ -255,15 +254,6 @@ class Results:
         if isinstance(self.store, LocalStore):
             return facts_of(pq.read_metadata(self.store.path(part.name)))
         return facts_of(pq.read_metadata(pa.BufferReader(self.store.read(part.name))))
-
-    # --- verifying -----------------------------------------------------------------------------
-
-    def verify(self) -> Iterator[Fault]:
-        """Check every part against its receipt, and all cells against the plan.
-
-        A missing receipt is rebuilt where the part reads clean: page checksums decide.
-        """
-        return Verification(self).faults()
 
 
 def _num_prompts(plan: Plan) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,10 +22,8 @@ from cluster.parts import KINDS, Part, facts_of
 from cluster.plan import Cell, Kind, Plan
 from cluster.quarantine import Fault, set_aside
 from cluster.receipts import Receipts, write_receipt
+from cluster.results import Results
 from optim.errors import InputError
-
-if TYPE_CHECKING:
-    from cluster.results import Results
 
 OnProgress = Callable[[int, int], None]
 """Parts that were read, of all."""
@@ -225,3 +223,11 @@ def _of(cell: Cell) -> _Wanted:
 def _is_all(column: pa.ChunkedArray, value: object) -> bool:
     found = pc.unique(column).to_pylist()
     return not found or found == [value]
+
+
+def faults_of(results: Results) -> Iterator[Fault]:
+    """Check every part against its receipt, and all cells against the plan.
+
+    A missing receipt is rebuilt where the part reads clean: page checksums decide.
+    """
+    return Verification(results).faults()

@@ -37,7 +37,8 @@ from cluster.sampling import SamplingParams
 from cluster.weight_order import order_weights
 from optim.errors import InputError, SequenceError
 from optim.model import LanguageModel, fingerprint
-from optim.registry import Optimization, apply_all, optimization
+from optim.optimization import Optimization
+from optim.registry import apply_all, optimization
 
 
 class Worker:

@@ -85,8 +85,7 @@ def evaluate(
     from jobs.report import print_report
     from jobs.report_data import report_data
     from jobs.row_faults import Allowed, too_many_errors
-    from jobs.score_names import spec_scores
-    from jobs.spec import read_spec
+    from jobs.spec import read_spec, spec_scores
 
     out = console()
     asked = read_spec(spec)

@@ -18,7 +18,8 @@ from jobs.corpus import Reading, read_corpora
 from jobs.secrets_in_specs import require_none_secret
 from jobs.streamed import CLEAN_UP_S, stream
 from optim.errors import InputError
-from optim.registry import Preparation, preparations
+from optim.optimization import Preparation
+from optim.registry import preparations
 
 OnStage = Callable[[str], None]
 

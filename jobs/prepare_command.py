@@ -21,7 +21,7 @@ from jobs.corpus import Reading
 from jobs.leftovers import leftover_text, leftovers
 from jobs.prepare import Task, prepare, recipe
 from jobs.recipes import is_made, write_recipe
-from optim.registry import Preparation
+from optim.optimization import Preparation
 
 
 def command(name: str, kind: type[Preparation]) -> Callable[..., None]:

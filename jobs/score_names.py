@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import TYPE_CHECKING
 
 from cluster.plan import Plan
 from jobs.judgement import Judgement
 from jobs.metrics import BY_NAME
 from optim.errors import InputError
-
-if TYPE_CHECKING:
-    from jobs.spec import TrialSpec
 
 BITS_PER_BYTE = "bits_per_byte"
 MULTIPLE_CHOICE = {"multiple_choice": True, "multiple_choice_unnormalised": False}
@@ -30,16 +26,9 @@ def plan_scores(plan: Plan) -> tuple[str, ...]:
     )
 
 
-def spec_scores(spec: TrialSpec) -> tuple[str, ...] | None:
-    """The same, before a target is looked for; None where a task has to be loaded to say."""
-    if any(dataset.task is not None for dataset in spec.datasets):
-        return None
-    return _scores(
-        name
-        for dataset in spec.datasets
-        for name in dataset.scorers
-        if spec.likelihoods or name not in LIKELIHOOD_SCORERS
-    )
+def named_scores(names: Iterable[str], *, likelihoods: bool) -> tuple[str, ...]:
+    """Of scorers that a spec names, before a target is looked for."""
+    return _scores(name for name in names if likelihoods or name not in LIKELIHOOD_SCORERS)
 
 
 def _scores(names: Iterable[str]) -> tuple[str, ...]:

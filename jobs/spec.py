@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from jobs.judgement import Judgement
-from jobs.score_names import require_judged, spec_scores
+from jobs.score_names import named_scores, require_judged
 from jobs.shorthand import (
     check_scorer,
     check_source,
@@ -384,3 +384,11 @@ def json_schema() -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of a spec, for editors that complete and check it."""
     schema = TrialSpec.model_json_schema(mode="validation")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def spec_scores(spec: TrialSpec) -> tuple[str, ...] | None:
+    """The scores that a spec asks for; None where a task has to be loaded to say."""
+    if any(dataset.task is not None for dataset in spec.datasets):
+        return None
+    names = (name for dataset in spec.datasets for name in dataset.scorers)
+    return named_scores(names, likelihoods=spec.likelihoods)

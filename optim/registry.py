@@ -7,80 +7,25 @@ or, from another package, an entry point in the group `optrial.optimizations`.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from importlib import import_module
 from importlib.metadata import entry_points
-from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 from pydantic import ValidationError
 
-from optim.adaptivocab.optimization import Adaptivocab, Tuned
 from optim.errors import InputError
-from optim.larosa.optimization import Larosa
 from optim.model import LanguageModel
-from optim.names import GROUP, STAGES, Stage
-from optim.resources import Resources
-from optim.vattention.optimization import VAttention
+from optim.names import GROUP, STAGES
+from optim.optimization import Optimization, Preparation
 
-
-class Optimization(Protocol):
-    """Frozen settings (a pydantic model) that can be applied to a `LanguageModel`."""
-
-    name: ClassVar[str]
-    stage: ClassVar[Stage]
-    preparation: ClassVar[type[Preparation] | None]
-    """What makes the artifact that `apply` needs; None where it needs none."""
-    places: ClassVar[frozenset[str]]
-    """Settings that say where something lies, which decides nothing."""
-    # And `is_exact: ClassVar[bool]`, where it declares that it changes no output, or
-    # `keeps_vocabulary`, where tokens are the model's own after the stage `vocabulary`.
-
-    def apply(self, lm: LanguageModel) -> LanguageModel:
-        """A new model that shares unchanged parameters; the argument is left as it is.
-
-        Raises InputError where it cannot run on this model or device; it never falls back.
-        """
-        ...
-
-    def content(self) -> str:
-        """What names the content at its `places`; empty where there are none.
-
-        Raises InputError where nothing is there.
-        """
-        ...
-
-
-class Preparation(Protocol):
-    """Frozen settings (a pydantic model) of the work that is done once, before a trial."""
-
-    name: ClassVar[str]
-    paths: ClassVar[frozenset[str]]
-    """Settings that say where something lies, as `--data` does."""
-
-    def run(
-        self,
-        lm: LanguageModel,
-        corpus: Iterable[str],
-        out_dir: Path,
-        *,
-        source: str,
-        on_stage: Callable[[str], None],
-        resources: Resources | None = None,
-    ) -> str:
-        """Write an artifact to `out_dir`, whole or not at all; returns its fingerprint.
-
-        `source` says where the corpus came from; without `resources` all is done here. InputError
-        for what a person can mend.
-        """
-        ...
-
-
-BUILT_IN: dict[str, type[Optimization]] = {
-    "adaptivocab": Adaptivocab,
-    "larosa": Larosa,
-    "tuned": Tuned,
-    "vattention": VAttention,
+BUILT_IN: dict[str, str] = {
+    "adaptivocab": "optim.adaptivocab.optimization:Adaptivocab",
+    "larosa": "optim.larosa.optimization:Larosa",
+    "tuned": "optim.adaptivocab.optimization:Tuned",
+    "vattention": "optim.vattention.optimization:VAttention",
 }
+"""Name -> module and class, which is loaded when it is asked for."""
 
 
 def _installed() -> list[str]:
@@ -89,7 +34,7 @@ def _installed() -> list[str]:
 
 def optimization(name: str, settings: Mapping[str, Any]) -> Optimization:
     """An optimisation from its name and settings; InputError for an unknown name or setting."""
-    kind = _find(name)
+    kind = kind_of(name)
     try:
         made: Optimization = kind.model_validate(dict(settings))  # type: ignore[attr-defined]
     except ValidationError as error:
@@ -119,7 +64,7 @@ def _known(wrong: str, known: list[str]) -> str:
 
 def preparations() -> dict[str, type[Preparation]]:
     """What can be prepared, by the optimisation's name."""
-    found = {name: _find(name).preparation for name in _installed()}
+    found = {name: kind_of(name).preparation for name in _installed()}
     return {name: kind for name, kind in found.items() if kind is not None}
 
 
@@ -130,9 +75,12 @@ def apply_all(lm: LanguageModel, optimizations: Iterable[Optimization]) -> Langu
     return lm
 
 
-def _find(name: str) -> type[Optimization]:
+def kind_of(name: str) -> type[Optimization]:
+    """The class of an optimisation; InputError for an unknown name."""
     if name in BUILT_IN:
-        return BUILT_IN[name]
+        module, _, kind = BUILT_IN[name].partition(":")
+        found: type[Optimization] = getattr(import_module(module), kind)
+        return found
     for point in entry_points(group=GROUP):
         if point.name == name:
             loaded: type[Optimization] = point.load()

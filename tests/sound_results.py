@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cluster.plan import Plan
 from cluster.results import Results
+from cluster.verification import faults_of
 
 
 def require_sound(
@@ -20,7 +21,7 @@ def require_sound(
     rows = list(zip(*(column.to_pylist() for column in table.columns), strict=True))
     assert len(rows) == len(set(rows))
     if is_complete:
-        assert list(results.verify()) == []
+        assert list(faults_of(results)) == []
         cells = [cell for block in plan.blocks() for cell in block.cells]
         assert len(rows) == sum(cell.stop - cell.start for cell in cells)
     folder = Path(plan.output) / "_tmp"

@@ -18,7 +18,8 @@ from optim.errors import InputError
 from optim.larosa.optimization import Larosa
 from optim.larosa.preparation import LarosaPreparation
 from optim.model import LanguageModel, load
-from optim.registry import Optimization, apply_all
+from optim.optimization import Optimization
+from optim.registry import apply_all
 from optim.vattention.optimization import VAttention
 
 ARCHITECTURES = ("llama", "mistral", "qwen3", "phi")

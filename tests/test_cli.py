@@ -19,6 +19,7 @@ import yaml
 from program import Run
 
 from cluster.results import Results
+from cluster.verification import faults_of
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -346,5 +347,5 @@ def test_interrupted_trial_is_resumed(
     code, out, err = run("evaluate", spec)
     assert code == 0, err
     assert "resuming" in out
-    assert list(results.verify()) == []
+    assert list(faults_of(results)) == []
     assert {p: p.stat().st_mtime_ns for p in mtimes} == mtimes, "nothing was run again"

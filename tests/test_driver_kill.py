@@ -22,6 +22,7 @@ from cluster.driver_lock import LOCK_FILE
 from cluster.logs import LOGS
 from cluster.results import Results
 from cluster.scheduler import Scheduler
+from cluster.verification import faults_of
 
 ROOT = Path(__file__).parents[1]
 NUM_SEEDS = 30
@@ -77,7 +78,7 @@ def test_a_killed_driver_is_resumed(run: Run, tmp_path: Path, tiny_model_folder:
     assert f"resuming: {len(before)} of {total} cells" in " ".join(out.split())
     assert "taking over from process" in " ".join(out.split())
     assert {p: p.stat().st_mtime_ns for p in before} == before, "nothing was run again"
-    assert list(results.verify()) == []
+    assert list(faults_of(results)) == []
     table = results.read("generations").to_pylist()
     keys = {(row["configuration"], row["prompt_id"], row["seed"]) for row in table}
     assert len(table) == len(keys) == 16 * NUM_SEEDS * 2

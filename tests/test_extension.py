@@ -15,6 +15,7 @@ from test_verdicts import findings
 import optim.model
 from cluster.plan import origin
 from cluster.results import SUCCESS, Results, part_name
+from cluster.verification import faults_of
 from jobs import evaluate as evaluating
 from jobs import settle as settling
 from jobs.evaluate import evaluate
@@ -114,7 +115,7 @@ def test_more_seeds_run_alone_and_count_as_a_look(trial: Trial, ran: Ran) -> Non
     assert {cell.seed for cell in ran.cells[1]} == {2}
     assert len(ran.cells[1]) == 3 * results.plan().datasets[0].num_shards
     assert {p: p.stat().st_mtime_ns for p in stamps} == stamps
-    assert list(results.verify()) == []
+    assert list(faults_of(results)) == []
     assert counted(results) == {"baseline": 72, "fast": 72, "short": 72}
     [look] = findings(results).looks
     assert (look.number, look.level) == (1, pytest.approx(0.04))
@@ -139,7 +140,7 @@ def test_more_prompts_of_a_larger_draw(trial: Trial, ran: Ran) -> None:
     results = trial.run()
     trial.run(datasets=trial.dataset(limit=40))
     assert {cell.dataset for cell in ran.cells[1]} == {"qa+1"}
-    assert list(results.verify()) == []
+    assert list(faults_of(results)) == []
     assert counted(results)["fast"] == 40 * 2
     assert len(results.prompts()) == 40
     assert len(set(results.prompts()["prompt_id"].to_pylist())) == 40
@@ -163,7 +164,7 @@ def test_rows_that_are_appended_to_a_file(trial: Trial, ran: Ran) -> None:
     trial.run(datasets=whole)
     assert "6 more prompts of qa" in trial.heard
     assert counted(results)["short"] == 30 * 2
-    assert list(results.verify()) == []
+    assert list(faults_of(results)) == []
 
 
 def test_nobody_has_looked_at_what_was_cut_short(trial: Trial, ran: Ran) -> None:
@@ -215,7 +216,7 @@ def test_more_configurations_and_datasets_change_the_family(
                               for i in range(16)))  # fmt: skip
     trial.run(configurations=arms, datasets=[{"path": str(second)}, *trial.dataset()])
     assert {cell.dataset for cell in ran.cells[2]} == {"second"}
-    assert list(results.verify()) == []
+    assert list(faults_of(results)) == []
     assert len(dataset_specs(results)) == 2
     trial.run(configurations=arms, datasets=[{"path": str(second)}, *trial.dataset()])
     assert ran.cells[3] == []
@@ -245,7 +246,7 @@ def test_prompts_before_an_extension_are_those_of_the_run(trial: Trial, ran: Ran
     results.store.delete(part_name(lost))
     trial.run(seeds=3, datasets=trial.dataset(limit=30))
     assert [cell.key for cell in ran.cells[2]] == [lost.key]
-    assert list(results.verify()) == []
+    assert list(faults_of(results)) == []
 
 
 def test_after_settle(trial: Trial, ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,7 +266,7 @@ def test_after_settle(trial: Trial, ran: Ran, monkeypatch: pytest.MonkeyPatch) -
     assert "for all configurations what `settle` had added" in trial.heard
     assert set(counted(results).values()) == {48 * (2 + added)}
     assert [look.number for look in findings(results).looks] == [1, 2]
-    assert list(results.verify()) == []
+    assert list(faults_of(results)) == []
     with pytest.raises(InputError, match="seeds:"):
         trial.run(datasets=datasets)
 
@@ -289,7 +290,7 @@ def test_prompts_that_settle_added_are_drawn_all_or_not(
     trial.run(datasets=trial.dataset(limit=40))
     assert results.plan().dataset("qa+1").arms is None
     assert set(counted(results).values()) == {80}
-    assert list(results.verify()) == []
+    assert list(faults_of(results)) == []
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -321,7 +322,7 @@ def test_extended_end_to_end(
     assert code == 0, err
     assert "4 more prompts of prompts" in " ".join(out.split())
     results = Results(str(tmp_path / "out"))
-    assert list(results.verify()) == []
+    assert list(faults_of(results)) == []
     assert {p: p.stat().st_mtime_ns for p in parts} == parts
     table = results.read("generations").to_pylist()
     texts: dict[str, dict[Any, str]] = {}

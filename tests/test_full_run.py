@@ -18,6 +18,7 @@ from cluster.plan import WorkerResources
 from cluster.results import Results
 from cluster.scheduler import Scheduler
 from cluster.storage import StorageFull
+from cluster.verification import faults_of
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -52,7 +53,7 @@ def test_a_full_disk_ends_the_run_and_leaves_nothing_unsound(small_disk: Path) -
     committed = len(results.sound_keys())
     assert 0 < committed < 60
     require_sound(plan, results, is_complete=False)
-    assert {fault.problem.split(":")[0] for fault in results.verify()} == {"missing"}
+    assert {fault.problem.split(":")[0] for fault in faults_of(results)} == {"missing"}
     subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
     again = Scheduler(plan, Results(plan.output), remote_worker=RemoteSimulated)
     assert again.num_pending == 60 - committed

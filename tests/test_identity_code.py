@@ -18,6 +18,7 @@ from test_identity import (
 
 import optim.registry
 from cluster.results import MANIFEST, Results, part_name
+from cluster.verification import faults_of
 from jobs import code_identity
 from jobs import evaluate as evaluating
 from jobs.code_identity import Code, code_differences, decisive_sources, present_code
@@ -184,7 +185,7 @@ def test_another_version_is_other_code_and_keeps_the_cells(
         run_it(prompts)
     run_it(prompts, options={"accept_code_change": True})
     assert ran.cells[-1] == []
-    assert list(results.verify()) == []
+    assert list(faults_of(results)) == []
 
 
 # --- another trial beside it --------------------------------------------------------------------

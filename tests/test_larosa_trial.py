@@ -135,7 +135,7 @@ def written(folder: Path) -> dict[Path, int]:
 def test_every_row_is_there_and_none_has_an_error(ran: Run) -> None:
     assert ran.outcome.is_complete
     assert not ran.outcome.errors
-    assert not list(ran.results.verify())
+    assert not list(faults_of(ran.results))
     generations, likelihoods = ran.rows("generations"), ran.rows("likelihoods")
     assert len(generations) == len(CONFIGURATIONS) * PROMPTS * SEEDS
     assert len(likelihoods) == len(CONFIGURATIONS) * PROMPTS

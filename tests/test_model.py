@@ -17,7 +17,8 @@ from optim.cache import cache_factory, layer_windows
 from optim.errors import InputError
 from optim.model import LanguageModel, fingerprint, load, load_tokenizer, weight_bytes, wrap
 from optim.names import Stage
-from optim.registry import Preparation, apply_all, optimization
+from optim.optimization import Preparation
+from optim.registry import apply_all, optimization
 
 
 class Doubled(BaseModel, frozen=True):
@@ -48,7 +49,8 @@ class Renamed(Doubled, frozen=True):
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "BUILT_IN", {"doubled": Doubled, "renamed": Renamed})
+    places = {"doubled": f"{__name__}:Doubled", "renamed": f"{__name__}:Renamed"}
+    monkeypatch.setattr(registry, "BUILT_IN", places)
 
 
 def test_loads_in_the_dtype_that_is_asked(tiny_model_folder: Path) -> None:
@@ -140,10 +142,10 @@ def test_unknown_optimisation_and_setting() -> None:
 
 
 def test_wrong_settings_are_named_with_what_would_be_right() -> None:
-    from optim.vattention.optimization import VAttention
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "BUILT_IN", {"vattention": VAttention})
+        place = "optim.vattention.optimization:VAttention"
+        patch.setattr(registry, "BUILT_IN", {"vattention": place})
         with pytest.raises(InputError, match=r"has no setting 'budget'.*Did you mean budget_bytes"):
             optimization("vattention", {"budget": 5})
         with pytest.raises(InputError, match=r"has no setting 'zz'. Known: pages, reclaim"):

@@ -14,6 +14,7 @@ from test_worker import prepare
 from cluster.node_cache import NodeCache
 from cluster.plan import ModelSource, OptimizationSettings, WorkerResources
 from cluster.results import Results
+from cluster.verification import faults_of
 from cluster.worker import Worker
 from optim.errors import InputError
 from optim.model import fingerprint
@@ -51,7 +52,7 @@ def test_a_worker_loads_from_the_copy(tmp_path: Path, tiny_model_folder: Path) -
     assert worker.base.model.config._name_or_path == str(cache / model.fingerprint[:32])
     for block in plan.blocks():
         worker.run(block.model_dump_json(), [cell.key for cell in block.cells])
-    assert list(Results(results.output).verify()) == []
+    assert list(faults_of(Results(results.output))) == []
 
 
 def test_another_model_than_the_planned_one_is_refused(

@@ -23,6 +23,7 @@ from cluster.plan import (
 from cluster.prefixes import PrefixStore
 from cluster.results import MANIFEST, Results, write_prompts
 from cluster.sampling import SamplingParams
+from cluster.verification import faults_of
 from cluster.worker import Worker
 from optim.cache import CACHES
 from optim.model import LanguageModel
@@ -255,7 +256,7 @@ def test_a_trial_that_shares_prompts_has_the_same_texts(
     work(plain)
     plan, results = trial(tmp_path, tiny_model_folder, share)
     receipts = work(plan)
-    assert list(results.verify()) == []
+    assert list(faults_of(results)) == []
     assert len(receipts) == 3 * 2 * 3
     assert texts(results) == texts(plain_results)
     rows = [r for r in results.read("generations").to_pylist() if r["error"] is None]
@@ -286,4 +287,4 @@ def test_a_resumed_trial_runs_all_seeds_again_and_keeps_what_was_there(
     committed = results.committed_keys()
     assert len(committed) == 3, "the seeds that ran beside it are there as well"
     work(plan)
-    assert list(results.verify()) == []
+    assert list(faults_of(results)) == []

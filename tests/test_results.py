@@ -14,6 +14,7 @@ from cluster.plan import Cell, Configuration, Dataset, Generation, ModelSource, 
 from cluster.receipts import Receipts
 from cluster.results import MANIFEST, PROMPTS_FILE, Results, part_name, write_prompts
 from cluster.schema import deterministic_columns, schema
+from cluster.verification import faults_of
 from optim.errors import InputError
 
 
@@ -81,7 +82,7 @@ def test_what_is_committed_reads_back(plan: Plan, results: Results) -> None:
     assert table.schema.field("token_times_s").type == pa.list_(pa.float32())
     assert results.committed_keys() == {cell.key for cell in cells}
     assert [fact["wall_s"] for fact in results.cells()] == [1.5] * 4
-    assert list(results.verify()) == []
+    assert list(faults_of(results)) == []
 
 
 def test_no_part_is_an_empty_table(results: Results) -> None:
@@ -113,7 +114,7 @@ def test_verify_finds_damage(plan: Plan, results: Results, damage: str) -> None:
     else:
         data = data[:-8]
     path.write_bytes(data)
-    names = {fault.name for fault in results.verify()}
+    names = {fault.name for fault in faults_of(results)}
     assert names == {part_name(cells[1])}
 
 
@@ -124,7 +125,7 @@ def test_verify_finds_what_is_missing_and_what_does_not_belong(
     results.store.delete(part_name(cells[0]))
     stranger = cells[1].model_copy(update={"key": "0123456789abcdef"})
     results.commit(stranger, rows(stranger), {})
-    problems = {fault.name: fault.problem for fault in results.verify()}
+    problems = {fault.name: fault.problem for fault in faults_of(results)}
     assert set(problems) == {part_name(cells[0]), part_name(stranger)}
     assert "missing" in problems[part_name(cells[0])]
 
@@ -134,7 +135,7 @@ def test_lost_receipt_is_rebuilt_from_a_sound_part(plan: Plan, results: Results)
     [name] = Receipts(results.store).names(cells[0].key)
     before = results.store.read(name)
     results.store.delete(name)
-    assert list(results.verify()) == []
+    assert list(faults_of(results)) == []
     assert results.store.read(name) == before
 
 
@@ -145,7 +146,7 @@ def test_damage_without_a_receipt_is_found_by_page_checksums(plan: Plan, results
     data = bytearray(path.read_bytes())
     data[30] ^= 0x01
     path.write_bytes(data)
-    assert {fault.name for fault in results.verify()} == {part_name(cells[0])}
+    assert {fault.name for fault in faults_of(results)} == {part_name(cells[0])}
 
 
 def test_other_folders_are_refused(tmp_path: Path) -> None:
@@ -199,7 +200,7 @@ def test_absent_prompts_are_an_error(results: Results) -> None:
     with pytest.raises(InputError, match="are not there") as raised:
         results.prompts()
     assert raised.value.field == "output", "no cell is to blame"
-    assert [fault.name for fault in results.verify() if "prompts" in fault.name] == [PROMPTS_FILE]
+    assert [fault.name for fault in faults_of(results) if "prompts" in fault.name] == [PROMPTS_FILE]
 
 
 def test_prompts_that_were_added_must_be_there(plan: Plan, results: Results) -> None:
@@ -217,7 +218,7 @@ def test_prompts_that_were_added_must_be_there(plan: Plan, results: Results) -> 
     results.store.delete(file)
     with pytest.raises(InputError, match="are not there"):
         results.prompts()
-    assert file in [fault.name for fault in results.verify()]
+    assert file in [fault.name for fault in faults_of(results)]
 
 
 def test_prompts_keep_their_schema_where_columns_are_empty(results: Results) -> None:

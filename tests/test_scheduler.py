@@ -19,6 +19,7 @@ from cluster.progress import Progress
 from cluster.results import Results, part_name
 from cluster.scheduler import Scheduler
 from cluster.schema import deterministic_columns
+from cluster.verification import faults_of
 from cluster.worker import Worker
 from optim.errors import InputError
 
@@ -70,7 +71,7 @@ def test_one_and_four_workers_agree_byte_for_byte_whatever_dies(
         outcome = run(plan, results, on_progress=seen.append, remote_worker=RemoteFragile)
         assert outcome.is_complete
         assert outcome.failures == {"crash": 1}
-        assert list(results.verify()) == []
+        assert list(faults_of(results)) == []
         assert seen[-1].cells_done == seen[-1].cells_total == 16
         workers = {fact["worker"] for fact in results.cells()}
         assert min(count, 2) <= len(workers) <= count  # one may come too late for any work
@@ -90,7 +91,7 @@ def test_resume_runs_only_what_is_missing(tmp_path: Path, tiny_model_folder: Pat
     assert again.num_pending == 1
     again.start()
     assert again.run().rows == lost.stop - lost.start
-    assert list(results.verify()) == []
+    assert list(faults_of(results)) == []
 
 
 def test_a_killed_worker_is_replaced_and_nothing_is_lost(
@@ -101,7 +102,7 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(
     outcome = run(plan, results, remote_worker=RemoteFragile)
     assert outcome.is_complete
     assert outcome.retries == 1
-    assert list(results.verify()) == []
+    assert list(faults_of(results)) == []
 
 
 @pytest.mark.parametrize(

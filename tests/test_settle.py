@@ -19,6 +19,7 @@ from cluster.driver_lock import LOCK_FILE, LockedError, driving, read_holder
 from cluster.plan import Cell, Plan
 from cluster.results import MANIFEST, SUCCESS, Results
 from cluster.scheduler import Outcome
+from cluster.verification import faults_of
 from jobs import settle as settling
 from jobs.code_identity import present_code
 from jobs.history import code_note, entries
@@ -95,7 +96,7 @@ def test_seeds_are_added_for_what_is_open_and_for_nothing_else(
     assert plan == ran[0]
     assert plan.seeds[:2] == (1, 2)
     assert len(plan.seeds) == 2 + need.num_seeds
-    assert not list(results.verify())
+    assert not list(faults_of(results))
     connection = connect(results)
     counts = dict(
         connection.execute(
@@ -171,7 +172,7 @@ def test_prompts_are_added_where_seeds_would_be_dearer(tmp_path: Path, ran: list
     assert len(ids) == 148
     assert len({(row["dataset"].split("+")[0], row["prompt_id"]) for row in ids}) == 148
     assert findings(results).of("fast").comparison.effect("completion_tokens").num_units == 148  # type: ignore[union-attr]
-    assert not list(results.verify())
+    assert not list(faults_of(results))
 
 
 def test_the_budget_cuts_and_is_required(tmp_path: Path, ran: list[Plan]) -> None:
@@ -369,7 +370,7 @@ def test_settle_end_to_end(
     assert "Adds" in out
     results = Results(str(tmp_path / "out"))
     assert len(results.extensions()) == 1
-    assert not list(results.verify())
+    assert not list(faults_of(results))
     generations = results.read("generations").to_pylist()
     assert {row["error"] for row in generations} == {None}
     assert len(generations) > 3 * 16 * 2

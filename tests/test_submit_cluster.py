@@ -18,6 +18,7 @@ import yaml
 from job_server import JobServer, job_server
 
 from cluster.results import Results
+from cluster.verification import faults_of
 
 TOKEN = "a-token-that-nobody-may-see-0123456789"
 SECRET = "a-value-that-nobody-may-see"
@@ -111,7 +112,7 @@ def test_a_job_is_followed_to_its_end(guarded: JobServer, project: Project) -> N
     assert "two against one" in out, "the report"
     results = Results(str(folder.parent / "out"))
     assert len(results.read("generations").to_pylist()) == 16 * 2
-    assert list(results.verify()) == []
+    assert list(faults_of(results)) == []
 
     # All of the log and nothing twice; its first line is from before it began.
     code, log, _ = optrial(folder, guarded.environment, "logs", "sound", *at)
@@ -171,7 +172,7 @@ def test_detached_stopped_and_gone_on_with_by_hand(guarded: JobServer, project: 
     results = Results(str(folder.parent / "out"))
     num_committed = len(results.committed_keys())
     assert 5 <= num_committed < 8 * 8 * 2
-    assert {fault.kind for fault in results.verify()} == {"missing"}
+    assert {fault.kind for fault in faults_of(results)} == {"missing"}
     before = {path: path.stat().st_mtime_ns for path in parts.rglob("part-*")}
 
     # The same by Ray's own command line, from a changed working directory.
@@ -185,7 +186,7 @@ def test_detached_stopped_and_gone_on_with_by_hand(guarded: JobServer, project: 
     out, err = process.communicate(timeout=WITHIN_S)
     assert process.returncode == 0, out + err
     assert f"resuming: {num_committed} of {8 * 8 * 2} cells" in out
-    assert list(results.verify()) == []
+    assert list(faults_of(results)) == []
     assert {path: path.stat().st_mtime_ns for path in before} == before, "nothing was run again"
     # Readable without a terminal: each line is one of its own, in plain text.
     lines = out.partition("Running entrypoint")[2].splitlines()
@@ -234,7 +235,7 @@ def test_without_authentication(project: Project) -> None:
         code, out, err = optrial(folder, environment, "logs", name, "--follow")
         assert code == 0, out + err
         figures.note(16, "no token", "exit code 0", taken_s=time.monotonic() - start_s)
-        assert list(Results(str(folder.parent / "out")).verify()) == []
+        assert list(faults_of(Results(str(folder.parent / "out")))) == []
 
 
 @pytest.mark.slow
@@ -259,4 +260,4 @@ def test_a_stopped_job_has_ended_before_ray_kills_it(
     figures.note(5, f"stop {attempt}", "ended within 3 s, STOPPED; resumable", is_graceful=True)
     _, log, _ = optrial(folder, guarded.environment, "logs", name, *at)
     assert "Interrupted. What is committed is kept" in log
-    assert {fault.kind for fault in Results(str(folder.parent / "out")).verify()} == {"missing"}
+    assert {fault.kind for fault in faults_of(Results(str(folder.parent / "out")))} == {"missing"}

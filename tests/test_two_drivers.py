@@ -20,6 +20,7 @@ import yaml
 from cluster.driver_lock import LOCK_FILE, driving
 from cluster.logs import LOGS
 from cluster.results import Results
+from cluster.verification import faults_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -95,7 +96,7 @@ def test_two_drivers_share_the_work(trial: Callable[..., Path], tmp_path: Path) 
     assert "running along with" in one_line(outs[1])
 
     results = Results(str(tmp_path / "out"))
-    assert list(results.verify()) == []
+    assert list(faults_of(results)) == []
     table = results.read("generations").to_pylist()
     keys = {(row["configuration"], row["prompt_id"], row["seed"]) for row in table}
     assert len(table) == len(keys) == 2 * 16 * 24

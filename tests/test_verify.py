@@ -18,7 +18,7 @@ from cluster.parts import Part, encode_part
 from cluster.quarantine import SUCCESS
 from cluster.receipts import Receipts, write_receipt
 from cluster.results import Results
-from cluster.verification import Verification
+from cluster.verification import Verification, faults_of
 from jobs.query import run_sql
 from optim.errors import InputError
 
@@ -98,7 +98,7 @@ def test_a_resumed_run_sees_what_listings_can_tell(results: Results) -> None:
     assert results.committed_keys() == every, "asking moves nothing"
     assert results.sound_keys(set_aside_others=True) == every - told
     assert results.committed_keys() == every - told
-    assert [fault.kind for fault in results.verify()].count("missing") == 3
+    assert [fault.kind for fault in faults_of(results)].count("missing") == 3
 
 
 @pytest.mark.parametrize("damage", ["truncated", "zero bytes", "footer cut"])
@@ -143,9 +143,9 @@ def test_receipts_of_older_versions_still_seal(results: Results) -> None:
         results.store.delete(name)
         old = {key: told[key] for key in ("key", "rows", "sha256")}
         results.store.create(f"_receipts/{told['key']}.json", json.dumps(old).encode())
-    assert list(results.verify()) == []
+    assert list(faults_of(results)) == []
     part = damage_four(results)["flipped"]
-    assert len([fault for fault in results.verify() if fault.kind == "damaged"]) == 4
+    assert len([fault for fault in faults_of(results) if fault.kind == "damaged"]) == 4
     with pytest.raises(InputError):
         run_sql(results, "SELECT 1")
     assert Receipts(results.store).names(part.key) == [f"_receipts/{part.key}.json"]
@@ -180,7 +180,7 @@ def test_rows_that_are_not_the_cells(
 ) -> None:
     part = results.parts("generations")[0]
     recommit(results, part, change)
-    [fault] = list(results.verify())
+    [fault] = list(faults_of(results))
     assert (fault.name, fault.kind) == (part.name, "damaged")
     assert problem in fault.problem
 
@@ -188,7 +188,7 @@ def test_rows_that_are_not_the_cells(
 def test_candidates_twice(results: Results) -> None:
     part = results.parts("likelihoods")[0]
     recommit(results, part, lambda rows: [*rows, rows[0]])
-    [fault] = list(results.verify())
+    [fault] = list(faults_of(results))
     assert "twice" in fault.problem
 
 
@@ -197,14 +197,14 @@ def test_foreign_and_missing_parts(results: Results, run: Run) -> None:
     stranger = first.name.replace(first.key, "0123456789abcdef")
     results.store.create(stranger, results.store.read(first.name))
     results.store.move(second.name, second.name.replace("c-again", "c-fast"))
-    kinds = {fault.name: fault.kind for fault in results.verify()}
+    kinds = {fault.name: fault.kind for fault in faults_of(results)}
     assert kinds == {
         stranger: "foreign",
         second.name: "missing",
         second.name.replace("c-again", "c-fast"): "foreign",
     }
     assert run("verify", results.output, "--repair")[0] == 1
-    assert [fault.kind for fault in results.verify()] == ["missing"]
+    assert [fault.kind for fault in faults_of(results)] == ["missing"]
 
 
 def test_foreign_parts_count_nowhere(results: Results, caplog: pytest.LogCaptureFixture) -> None:
@@ -255,7 +255,7 @@ def test_absent_prompts(results: Results, run: Run) -> None:
 def test_targets_and_choices_without_their_likelihood(results: Results) -> None:
     part = results.parts("likelihoods")[0]
     recommit(results, part, lambda rows: rows[1:])
-    [fault] = list(results.verify())
+    [fault] = list(faults_of(results))
     assert (fault.name, fault.kind) == (part.name, "damaged")
     assert "has 5 rows, which are not one for each of the 6 targets and choices" in fault.problem
 
@@ -263,7 +263,7 @@ def test_targets_and_choices_without_their_likelihood(results: Results) -> None:
 def test_damaged_prompts(results: Results) -> None:
     path = Path(results.store.path("inputs/prompts.parquet"))
     path.write_bytes(flipped(path.read_bytes()))
-    assert "prompts as run" in next(results.verify()).problem
+    assert "prompts as run" in next(faults_of(results)).problem
     with pytest.raises(InputError, match="prompts are not what was run"):
         run_sql(results, "SELECT count(*) FROM prompts")
 

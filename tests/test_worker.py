@@ -19,6 +19,7 @@ from cluster.plan import (
     WorkerResources,
 )
 from cluster.results import MANIFEST, Results, write_prompts
+from cluster.verification import faults_of
 from cluster.worker import Worker
 from optim.errors import InputError
 
@@ -87,7 +88,7 @@ def rows(results: Results, configuration: str) -> dict[str, dict[str, Any]]:
 
 def test_every_prompt_is_a_row_in_every_configuration(ran: tuple[Plan, Results]) -> None:
     plan, results = ran
-    assert list(results.verify()) == []
+    assert list(faults_of(results)) == []
     expected = {"p0", "p1", "p2", "p3", "p5", "line-5"}
     for configuration in plan.configurations:
         assert set(rows(results, configuration.name)) == expected

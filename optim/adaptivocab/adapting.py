@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -26,13 +26,11 @@ from optim.adaptivocab.folders import (
 )
 from optim.adaptivocab.manifest import Quality
 from optim.adaptivocab.segments import cut, fitting, size_bytes
+from optim.adaptivocab.settings import AdaptivocabSettings
 from optim.adaptivocab.texts import batches
 from optim.adaptivocab.tokens import Tokens
 from optim.model import LanguageModel, load_tokenizer
 from optim.resources import Resources
-
-if TYPE_CHECKING:
-    from optim.adaptivocab.preparation import AdaptivocabPreparation
 
 OnStage = Callable[[str], None]
 MIB = 1 << 20
@@ -45,7 +43,7 @@ class Adapting:
 
     def __init__(
         self,
-        settings: AdaptivocabPreparation,
+        settings: AdaptivocabSettings,
         lm: LanguageModel,
         texts: Corpus,
         tokens: Tokens,

@@ -6,7 +6,6 @@ import importlib.metadata
 from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -19,15 +18,13 @@ from optim.adaptivocab.corpus import Corpus, gather
 from optim.adaptivocab.manifest import Manifest, Source, TokenCount
 from optim.adaptivocab.official import adapted, read_official
 from optim.adaptivocab.removal import Removal, choose, num_removable, under_trained
+from optim.adaptivocab.settings import AdaptivocabSettings
 from optim.adaptivocab.texts import batches
 from optim.adaptivocab.tokenizer_files import write_tokenizer
 from optim.adaptivocab.tokens import table
 from optim.errors import InputError
 from optim.model import LanguageModel, load_tokenizer
 from optim.resources import Resources
-
-if TYPE_CHECKING:
-    from optim.adaptivocab.preparation import AdaptivocabPreparation
 
 OnStage = Callable[[str], None]
 MIB = 1 << 20
@@ -39,7 +36,7 @@ class Making:
 
     def __init__(
         self,
-        settings: AdaptivocabPreparation,
+        settings: AdaptivocabSettings,
         lm: LanguageModel,
         base: BaseVocabulary,
         resources: Resources,

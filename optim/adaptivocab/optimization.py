@@ -18,7 +18,7 @@ from optim.model import LanguageModel, fingerprint, load
 
 if TYPE_CHECKING:
     from optim.names import Stage
-    from optim.registry import Preparation
+    from optim.optimization import Preparation
 
 
 class _FromArtifact(BaseModel):

@@ -22,7 +22,7 @@ from optim.model import LanguageModel
 
 if TYPE_CHECKING:
     from optim.names import Stage
-    from optim.registry import Preparation
+    from optim.optimization import Preparation
 
 _DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 _FIELD = "optimizations.larosa"

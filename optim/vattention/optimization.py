@@ -14,7 +14,7 @@ from optim.vattention.slots import VAttentionSlotCache
 
 if TYPE_CHECKING:
     from optim.names import Stage
-    from optim.registry import Preparation
+    from optim.optimization import Preparation
 
 
 class VAttention(Settings):
