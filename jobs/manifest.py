@@ -17,6 +17,7 @@ from cluster.results import MANIFEST, PROMPTS_FILE, Results, write_prompts
 from jobs.code_identity import package_version
 from jobs.identity import Wanted
 from jobs.spec import DatasetSpec
+from optim.allotment import usable_cpus
 from optim.errors import InputError
 
 PACKAGES = ("optrial", "ray", "torch", "transformers", "tokenizers", "datasets", "pyarrow")
@@ -38,6 +39,7 @@ def write_manifest(results: Results, wanted: Wanted, hardware: list[dict[str, An
         "hardware": {
             "processor": processor(),
             "cpus": os.cpu_count(),
+            "usable_cpus": usable_cpus(),
             "memory_bytes": psutil.virtual_memory().total,
             "workers": hardware,
         },

@@ -146,6 +146,8 @@ def checked(name: str, settings: dict[str, Any]) -> Preparation:
 
 def _require(nodes: list[dict[str, float]], task: Task) -> None:
     """One node has to have it all: such a request would else wait forever."""
+    from cluster.preflight import limit_text
+
     for resource, wanted, least in (("CPU", task.cpus, 1), ("GPU", task.gpus, 0)):
         if wanted < least:
             raise InputError(
@@ -154,7 +156,8 @@ def _require(nodes: list[dict[str, float]], task: Task) -> None:
         most = max((node.get(resource, 0) for node in nodes), default=0)
         if wanted > most:
             raise InputError(
-                f"{wanted} {resource}s are asked for, and the largest node has {most:g}",
+                f"{wanted} {resource}s are asked for, and the largest node has {most:g}"
+                f"{limit_text() if resource == 'CPU' else ''}",
                 field=f"--{resource.lower()}s",
                 mend="Ask for fewer, or start a larger node",
             )
