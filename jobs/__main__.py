@@ -113,6 +113,8 @@ def evaluate(
         out.print(f"Nothing to do: all {outcome.cells_total} cells are committed.")
     data = report_data(results, promised)
     print_report(data, out)
+    if outcome.memory_text is not None:
+        out.print(Text(outcome.memory_text, style="yellow"), soft_wrap=True)
     for reason in outcome.quarantined:
         out.print(f"[red]set aside[/red] {reason}", highlight=False)
     too_many = too_many_errors(results, allowed)

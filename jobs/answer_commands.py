@@ -157,6 +157,8 @@ def compare(
         out.print("\nInterrupted. What is committed is kept; the same command goes on from there.")
         raise typer.Exit(130) from None
     print_comparison(results, out)
+    if outcome.memory_text is not None:
+        out.print(Text(outcome.memory_text, style="yellow"), soft_wrap=True)
     too_many = too_many_errors(results, Allowed())
     if too_many is not None:
         out.print(Text(too_many, style="red"))
