@@ -91,7 +91,7 @@ def compare(
     ] = False,
     prompts: Annotated[
         list[str] | None,
-        typer.Option(help="A .jsonl, .csv or .parquet file, or a dataset's id; repeatable."),
+        typer.Option(help="A .jsonl, .csv or .parquet file, or a dataset's id; or several."),
     ] = None,
     corpus: Annotated[
         list[str] | None,
