@@ -25,6 +25,16 @@ from optim.errors import InputError
 HISTORY = "history"
 
 
+class ArtifactNote(BaseModel):
+    """A sentence that an artifact says of itself, and whose it is."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    optimization: str
+    configurations: tuple[str, ...]
+    note: str
+
+
 class Entry(BaseModel):
     """One thing that happened."""
 
@@ -44,6 +54,8 @@ class Entry(BaseModel):
     """Those that were added."""
     datasets: tuple[dict[str, Any], ...] = ()
     """The specs of datasets that are new, or of which there is more now."""
+    artifact_notes: tuple[ArtifactNote, ...] | None = None
+    """Of the configurations that were added."""
     look: int | None = None
     """The look that it counts as."""
     effects_sha256: str | None = None

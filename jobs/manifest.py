@@ -14,6 +14,7 @@ import psutil
 
 from cluster.creation import create_alone
 from cluster.results import MANIFEST, PROMPTS_FILE, Results, write_prompts
+from jobs.artifact_notes import artifact_notes
 from jobs.code_identity import package_version
 from jobs.identity import Wanted
 from jobs.spec import DatasetSpec
@@ -45,6 +46,7 @@ def write_manifest(results: Results, wanted: Wanted, hardware: list[dict[str, An
         },
         "git": git_state(),
         "author_settings": _author_settings(wanted),
+        "artifact_notes": [each.model_dump(mode="json") for each in artifact_notes(wanted.plan)],
         "created_at": now(),
     }
     try:

@@ -32,7 +32,8 @@ class Optimization(Protocol):
     """What makes the artifact that `apply` needs; None where it needs none."""
     places: ClassVar[frozenset[str]]
     """Settings that say where something lies, which decides nothing."""
-    # And `is_exact: ClassVar[bool]`, where it declares that it changes no output.
+    # And `is_exact: ClassVar[bool]`, where it declares that it changes no output; and a method
+    # `notes() -> Iterable[str]`, where its artifact says sentences that a report has to repeat.
 
     def apply(self, lm: LanguageModel) -> LanguageModel:
         """A new model that shares unchanged parameters; the argument is left as it is.
