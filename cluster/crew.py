@@ -39,6 +39,7 @@ class Crew:
         self._proven: set[str] = set()
         self._load_failures: dict[str, int] = {}
         self._noticed, self._first_ready = monotonic(), 0.0
+        self._told_of_memory = -NOTICE_S
         self.last_reason = ""
         """Why a worker was lost."""
         self.on_notice: Callable[[str], None] = log.warning
@@ -129,6 +130,15 @@ class Crew:
         if slot.failures >= self.limits.max_worker_failures:
             slot.is_given_up = True
             log.error("worker given up", extra={"worker": slot.number, "reason": failure.reason})
+
+    def tell_of_memory(self, slot: Slot, failure: Failure) -> None:
+        """Say that a worker ran out of memory, and that the run goes on; not each time."""
+        if monotonic() - self._told_of_memory < NOTICE_S:
+            return
+        self._told_of_memory = monotonic()
+        is_last = slot.failures + 1 >= self.limits.max_worker_failures
+        then = "is given up" if is_last else "is replaced, and the run goes on"
+        self.on_notice(f"worker {slot.number} {then}: {failure.reason}")
 
     def abandon(self, reason: str) -> None:
         """Give all workers up without a word to them: there is nobody who would pass it on.

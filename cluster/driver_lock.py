@@ -10,27 +10,22 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-import socket
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 
-import psutil
-
 from cluster.creation import create_alone
+from cluster.holder import BEAT_S, Holder
 from cluster.storage import Store
 from optim.errors import InputError
 
 LOCK_FILE = "driver.lock"
 JOINED_FILE = "driver.joined"
 """Says to the holder that another driver runs along."""
-BEAT_S = 10.0
-STALE_S = 60.0
 _CONFIRM_S = BEAT_S + 2.0
 """How long a lock is watched whose times say nothing: another machine's clock may differ from this
 one's, and a clock may have been set since."""
@@ -39,50 +34,6 @@ _COMPANY_S = 1.0
 
 log = logging.getLogger("optrial.driver")
 OnStage = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Holder:
-    """A driver, as it says of itself in the lock."""
-
-    id: str
-    host: str
-    pid: int
-    pid_namespace: str
-    """Pids of two containers of one machine are not comparable; empty where it is not known."""
-    process_started: float
-    """Seconds since the epoch, as the machine says: a pid may be another process's by now."""
-    started_at: str
-    beat_at: float
-    """Seconds since the epoch by the holder's clock."""
-
-    @property
-    def is_gone(self) -> bool:
-        """Whether it is known to have ended: a process of this machine that is not there."""
-        if self.host != socket.gethostname() or self.pid_namespace != _pid_namespace():
-            return False
-        try:
-            started = psutil.Process(self.pid).create_time()
-        except psutil.NoSuchProcess:
-            return True
-        except psutil.Error:
-            return False
-        return bool(abs(started - self.process_started) > 1.0)
-
-    @property
-    def silent_s(self) -> float:
-        """Seconds since it last renewed the lock."""
-        return time.time() - self.beat_at
-
-    @property
-    def is_quiet(self) -> bool:
-        """Whether it may be dead by its times: long not renewed, or renewed in the future, which
-        shows a clock that differs, and so nothing of when it was."""
-        return not -BEAT_S < self.silent_s < STALE_S
-
-    @property
-    def text(self) -> str:
-        return f"process {self.pid} on {self.host}, since {self.started_at}"
 
 
 class LockedError(RuntimeError):
@@ -101,14 +52,14 @@ def read_holder(store: Store) -> Holder | None:
     """Who holds the lock; None where nobody does, or where it is not readable as one."""
     try:
         found = json.loads(store.read(LOCK_FILE))
-        return Holder(**found)
+        return Holder.read(found)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except InputError:
         raise  # a lock that cannot be seen is not one that may be taken over
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, AttributeError):
         # Another version's, or a file that is none: silent since ever, so that it is taken over.
-        return Holder("unreadable", "?", 0, "", 0.0, "?", 0.0)
+        return Holder("unreadable", "?", 0, "", "?", 0.0)
 
 
 def require_free(store: Store, output: str) -> None:
@@ -128,16 +79,9 @@ class DriverLock:
         self._looked_for_company = -math.inf
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
-        process = psutil.Process()
-        self._own = Holder(
-            id=uuid.uuid4().hex,
-            host=socket.gethostname(),
-            pid=process.pid,
-            pid_namespace=_pid_namespace(),
-            process_started=process.create_time(),
-            started_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            beat_at=0.0,
-        )
+        started_at = datetime.now(UTC).isoformat(timespec="seconds")
+        self._own = Holder.own(uuid.uuid4().hex, started_at)
+        self._marks: dict[bytes, float] = {}
 
     def acquire(self, on_stage: OnStage = lambda stage: None) -> None:
         """Take the lock, a dead driver's too; LockedError where a living one holds it."""
@@ -207,8 +151,8 @@ class DriverLock:
             return True
         if not holder.is_quiet:
             return False
-        if holder.silent_s > 0 and holder.host in (self._own.host, "?"):
-            return True  # one clock: it is silent for as long as it seems
+        if holder.is_of_this_boot or holder.host == "?":
+            return True  # one clock that nobody sets: it is silent for as long as it seems
         on_stage(f"nothing was heard from {holder.text}; waiting {_CONFIRM_S:.0f} s for it")
         self._ended.wait(_CONFIRM_S)
         return read_holder(self.store) == holder
@@ -216,7 +160,7 @@ class DriverLock:
     def _take_over(self, dead: Holder) -> bool:
         """Replace a dead driver's lock; of those who try at once, one succeeds."""
         marker = f"{LOCK_FILE}.{dead.id[:12]}"
-        if not self.store.create(marker, repr(time.time()).encode()):
+        if not self.store.create(marker, self._own.id.encode()):
             self._drop_old(marker)
             return False
         try:
@@ -232,12 +176,13 @@ class DriverLock:
         """Remove the mark of a take-over that was itself cut off; wait a little for one that is
         under way."""
         try:
-            since = float(self.store.read(marker))
+            mark = self.store.read(marker)
         except InputError:
             raise
-        except (FileNotFoundError, ValueError):
+        except FileNotFoundError:
             return
-        if abs(time.time() - since) > BEAT_S:
+        # By this process's own clock: others' may be set.
+        if time.monotonic() - self._marks.setdefault(mark, time.monotonic()) > BEAT_S:
             self.store.delete(marker)
         else:
             self._ended.wait(0.2)
@@ -245,7 +190,7 @@ class DriverLock:
     # --- keeping it -----------------------------------------------------------------------------
 
     def _beaten(self) -> bytes:
-        self._own = replace(self._own, beat_at=time.time())
+        self._own = replace(self._own, beat_at=time.time(), beat_s=time.monotonic())
         return json.dumps(asdict(self._own), indent=1).encode()
 
     def _keep(self) -> None:
@@ -300,10 +245,3 @@ def _can_take(take: Callable[[OnStage], None], on_stage: OnStage) -> bool:
         log.warning("no lock", extra={"reason": str(error)})
         return False
     return True
-
-
-def _pid_namespace() -> str:
-    try:
-        return os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""

@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from cluster.store import NO_ROOM, Entry, StorageFull, StorageUnreachable
 from optim.errors import InputError
+from optim.proxies import proxy_words
 
 _WRITER = "optrial-writer"
 _PROBES = "_tmp/probe-"
@@ -254,7 +255,8 @@ class ObjectStore:
         busy = isinstance(error, OSError) and error.errno in (errno.EBUSY, errno.EREMOTEIO)
         is_network = isinstance(error, (ConnectionError, TimeoutError)) or busy
         if is_network or names & _UNREACHABLE:
-            return StorageUnreachable(self.url, _text(error))
+            proxy = proxy_words(_endpoint()) if self._is_s3 else ""
+            return StorageUnreachable(self.url, _text(error), proxy)
         return None
 
 
@@ -264,6 +266,13 @@ _NO_CREDENTIALS = {
 }  # fmt: skip
 _FULL = {"QuotaExceeded", "XMinioStorageFull", "InsufficientCapacity"}
 _UNREACHABLE = {"HTTPClientError", "ConnectionError", "FSTimeoutError", "ClientError"}
+
+
+def _endpoint() -> str:
+    """The address that is asked for an S3 bucket, as far as the environment says."""
+    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+    given = next((os.environ[name] for name in names if os.environ.get(name)), None)
+    return given or "https://s3.amazonaws.com"
 
 
 def _options(protocol: str) -> dict[str, Any]:

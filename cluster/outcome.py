@@ -31,5 +31,18 @@ class Outcome:
     """What was set aside, with the last reason: cells, or all of a configuration."""
 
     @property
+    def memory_text(self) -> str | None:
+        """In a sentence, what came of workers that ran out of memory; None where none did."""
+        count = self.failures.get("out_of_memory", 0)
+        if not count:
+            return None
+        times = "once" if count == 1 else f"{count} times"
+        went_on = "the run went on, and all of it is done"
+        if not self.is_complete:
+            went_on = f"the run went on without what is set aside ({self.cells_done} of "
+            went_on += f"{self.cells_total} cells are done)"
+        return f"Workers ran out of memory {times}: {went_on}. The log has all that was said of it."
+
+    @property
     def is_complete(self) -> bool:
         return self.cells_done == self.cells_total

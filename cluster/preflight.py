@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from time import monotonic, sleep
 from typing import Any
 
 import ray
 from ray.autoscaler.sdk import request_resources
 
+from cluster.local_node import is_started_here
 from cluster.plan import Plan, WorkerResources
+from optim.allotment import usable_cpus
 from optim.errors import InputError
 
 
@@ -25,10 +30,33 @@ def preflight(plan: Plan) -> str:
     have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     asked = f"{wanted.count} workers x {wanted.cpus:g} CPUs, {wanted.gpus:g} GPUs"
     there = f"{have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs"
+    there += limit_text()
     line = f"asking for {asked}; the cluster has {there}"
     if room < wanted.count:
         line += f", room for {room}: more workers start when there is more"
     return line
+
+
+def crowded(plan: Plan, workers: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Nodes that were told of more CPUs than they may use, by what workers say of themselves."""
+    found = list(workers)
+    counts = Counter(str(worker.get("node")) for worker in found)
+    usable = {str(worker.get("node")): worker.get("usable_cpus") for worker in found}
+    for node, count in counts.items():
+        cpus, asked = usable[node], count * plan.workers.cpus
+        if isinstance(cpus, int) and asked > cpus:
+            yield (
+                f"{node}: its workers may keep {cpus} CPUs busy, and have {asked:g} between them: "
+                "they wait for each other, and times with them"
+            )
+
+
+def limit_text() -> str:
+    """Why a Ray that was started here has fewer CPUs than the machine."""
+    usable, machine = usable_cpus(), os.cpu_count() or 1
+    if usable >= machine or not is_started_here():
+        return ""
+    return f" (of this machine's {machine}: CPU affinity or a control group allows {usable})"
 
 
 def _room_in_time(wanted: WorkerResources) -> int:
@@ -86,7 +114,7 @@ def _too_small(wanted: WorkerResources) -> InputError:
         if each > largest:
             return InputError(
                 f"{wanted.count} workers x {each:g} {resource}s are asked for, and the cluster's "
-                f"largest node has {largest:g}",
+                f"largest node has {largest:g}{limit_text() if resource == 'CPU' else ''}",
                 field=f"workers.{resource.lower()}s",
                 mend=f"Ask for fewer {resource}s, start a larger node, or set "
                 "workers.start_timeout_s where nodes come on demand",

@@ -273,8 +273,10 @@ class Scheduler:
             "a worker failed",
             extra={"worker": slot.number, "task": task.kind, "kind": failure.kind,
                    "reason": failure.reason, "configuration": task.configuration or None,
-                   "block": task.work.index if task.work else None},
+                   "block": task.work.index if task.work else None, "detail": failure.detail},
         )  # fmt: skip
+        if failure.kind == "out_of_memory":
+            self.crew.tell_of_memory(slot, failure)
         does_not_fit = failure.kind == "out_of_memory" and bool(slot.loaded)
         if failure.loses_worker or task.kind in ("wait", "open"):
             self.crew.lose(slot, failure)

@@ -69,18 +69,19 @@ class StorageRefused(InputError, OSError):
 class StorageUnreachable(InputError):
     """An object store did not answer, after all retries."""
 
-    def __init__(self, where: str, reason: str) -> None:
+    def __init__(self, where: str, reason: str, proxy: str = "") -> None:
+        """`proxy` is a sentence about the one that stands between, as `proxy_words` has it."""
         super().__init__(
             f"cannot be reached: {reason}",
             source=where,
             field="output",
             mend="Check the network and the endpoint (AWS_ENDPOINT_URL), and run it again: what "
-            "is committed is kept",
+            "is committed is kept" + (f".{proxy}" if proxy else ""),
         )
-        self.where, self.reason = where, reason
+        self.where, self.reason, self.proxy = where, reason, proxy
 
     def __reduce__(self) -> tuple[object, ...]:
-        return StorageUnreachable, (self.where, self.reason)
+        return StorageUnreachable, (self.where, self.reason, self.proxy)
 
 
 class Store(Protocol):

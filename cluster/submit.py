@@ -20,6 +20,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
 from optim.errors import InputError
+from optim.proxies import proxy_words
 
 CONNECT_WITHIN_S = 5.0
 ANSWER_WITHIN_S = 10.0
@@ -154,7 +155,8 @@ class JobServer:
                 "no job server answers",
                 source=self.address,
                 mend="Check the address (the dashboard's, by default port 8265 of the head), that "
-                "the head runs, and that it listens there (`ray start --dashboard-host`)",
+                "the head runs, and that it listens there (`ray start --dashboard-host`)"
+                + _by_proxy(self.address),
             ) from error
         except requests.RequestException as error:
             raise _of_another_kind(self.address) from error
@@ -168,8 +170,14 @@ def _of_another_kind(address: str) -> InputError:
     return InputError(
         "what answers is not Ray's job server",
         source=address,
-        mend="Give the dashboard's address, by default port 8265 of the head",
+        mend="Give the dashboard's address, by default port 8265 of the head" + _by_proxy(address),
     )
+
+
+def _by_proxy(address: str) -> str:
+    """What answers, or does not, may be a proxy."""
+    words = proxy_words(address)
+    return f".{words}" if words else ""
 
 
 def _refused(error: AuthenticationError, address: str) -> InputError:
@@ -210,7 +218,10 @@ def _failed(error: Exception, address: str, submission_id: str | None) -> InputE
             mend="`optrial status` lists the jobs of a cluster",
         )
     if status is not None and status >= 500:
-        return NoAnswerError(f"the job server failed ({status}): {reason}", source=address)
+        words = proxy_words(address).strip() or None
+        return NoAnswerError(
+            f"the job server failed ({status}): {reason}", source=address, mend=words
+        )
     return InputError(reason, source=address)
 
 

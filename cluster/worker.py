@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from time import perf_counter
 from typing import Any
 
-import psutil
 import torch
 
 from cluster.arm import Arm, load_source, make_arm
@@ -35,6 +34,7 @@ from cluster.rows import (
 )
 from cluster.sampling import SamplingParams
 from cluster.weight_order import order_weights
+from optim.allotment import available_memory_bytes, usable_cpus
 from optim.errors import InputError, SequenceError
 from optim.model import LanguageModel, fingerprint
 from optim.optimization import Optimization
@@ -66,7 +66,8 @@ class Worker:
         # Ray leaves every GPU visible to an actor that asked for none.
         if not resources.gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        torch.set_num_threads(max(1, int(resources.cpus)))
+        # Ray may have been told of more CPUs than this process may run on.
+        torch.set_num_threads(max(1, min(int(resources.cpus), usable_cpus())))
 
     def open(self) -> dict[str, Any]:
         """Load the model that every configuration starts from; what this worker runs on.
@@ -95,6 +96,7 @@ class Worker:
             "node": self.node,
             "pid": os.getpid(),
             "threads": torch.get_num_threads(),
+            "usable_cpus": usable_cpus(),
         }
 
     def load_configuration(self, name: str) -> None:
@@ -252,7 +254,7 @@ class Worker:
         """A quarter of what is free, for all workers that may share the machine."""
         if self.device != "cpu":
             return int(torch.cuda.mem_get_info()[0]) // 4
-        return int(psutil.virtual_memory().available) // (4 * self.plan.workers.count)
+        return available_memory_bytes() // (4 * self.plan.workers.count)
 
     def _generate(
         self, cells: list[Cell], arm: Arm, around: Circumstances

@@ -72,9 +72,12 @@ class WorkingDirectory:
     def pack(self, target: Path) -> None:
         """Write the zip that Ray unpacks on every node; equal files make an equal zip."""
         # Not compressed, as Ray's own: weights do not become smaller, and text is small.
-        with zipfile.ZipFile(target, "w", strict_timestamps=False) as archive:
-            for file in sorted(self.sizes):
-                archive.write(self.folder / file, file)
+        try:
+            with zipfile.ZipFile(target, "w", strict_timestamps=False) as archive:
+                for file in sorted(self.sizes):
+                    archive.write(self.folder / file, file)
+        except OSError as error:
+            raise _cannot_be_uploaded(error, self.folder) from error
 
 
 def working_directory(folder: Path, needed: Iterable[PurePosixPath] = ()) -> WorkingDirectory:
@@ -94,15 +97,37 @@ def working_directory(folder: Path, needed: Iterable[PurePosixPath] = ()) -> Wor
             else:
                 files.append(place)
         for file in files:
+            _require_text(folder, file)
             with (folder / file).open("rb") as opened:
                 sizes[file] = os.fstat(opened.fileno()).st_size
     except OSError as error:
-        raise InputError(
-            f"cannot be uploaded: {error.strerror}",
-            source=error.filename or folder,
-            mend="Mend it, or name it in .rayignore",
-        ) from error
+        raise _cannot_be_uploaded(error, folder) from error
     return WorkingDirectory(folder, sizes)
+
+
+def _cannot_be_uploaded(error: OSError, folder: Path) -> InputError:
+    return InputError(
+        f"cannot be uploaded: {error.strerror or error}",
+        source=_shown(error.filename or folder),
+        mend="Mend it, or name it in .rayignore",
+    )
+
+
+def _require_text(folder: Path, file: PurePosixPath) -> None:
+    """InputError for a name that no zip can hold."""
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            "cannot be uploaded: its name is not UTF-8",
+            source=_shown(folder / file),
+            mend="Rename it, or leave it out by a pattern in .rayignore",
+        ) from None
+
+
+def _shown(path: object) -> str:
+    """A path as text that can be printed, whatever its bytes."""
+    return os.fsencode(str(path)).decode("utf-8", errors="backslashreplace")
 
 
 class _Rules:

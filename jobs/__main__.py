@@ -20,6 +20,7 @@ from cluster.driver_lock import LockedError
 from cluster.redaction import strike_out_credentials
 from jobs.answer_commands import register
 from jobs.console import console
+from jobs.list_options import ListApp
 from jobs.ray_session import left_at_once_when_terminated
 from jobs.run_options import AcceptCodeChange, Join, NewRun
 from jobs.storage_commands import register as register_storage
@@ -27,7 +28,7 @@ from jobs.submit_command import register as register_submission
 from jobs.watch_command import watch
 from optim.errors import InputError
 
-app = typer.Typer(
+app = ListApp(
     name="optrial",
     help="Controlled trials of LLM inference optimisations, as a batch job on Ray.",
     no_args_is_help=True,
@@ -41,9 +42,7 @@ Claims = Annotated[
     typer.Option(help="Check the claims in a YAML file, or `authors`: those of the methods."),
 ]
 Gate = Annotated[bool, typer.Option(help="Exit with 1 where a claim is refuted.")]
-prepare_app = typer.Typer(
-    help="Make the artifact that an optimisation needs.", no_args_is_help=True
-)
+prepare_app = ListApp(help="Make the artifact that an optimisation needs.", no_args_is_help=True)
 app.add_typer(prepare_app, name="prepare")
 register(app)
 app.command()(watch)
@@ -112,6 +111,8 @@ def evaluate(
         out.print(f"Nothing to do: all {outcome.cells_total} cells are committed.")
     data = report_data(results, promised)
     print_report(data, out)
+    if outcome.memory_text is not None:
+        out.print(Text(outcome.memory_text, style="yellow"), soft_wrap=True)
     for reason in outcome.quarantined:
         out.print(f"[red]set aside[/red] {reason}", highlight=False)
     too_many = too_many_errors(results, allowed)
@@ -181,9 +182,7 @@ def _close_with_claims(data: dict[str, Any], *, gate: bool, quiet: bool = False)
 @app.command()
 def score(
     directory: Directory,
-    scorer: Annotated[
-        list[str] | None, typer.Option(help="A scorer; may be given several times.")
-    ] = None,
+    scorer: Annotated[list[str] | None, typer.Option(help="A scorer, or several.")] = None,
 ) -> None:
     """Score the outputs again, when read: exact, contains, numeric, a function of yours."""
     from cluster.results import Results

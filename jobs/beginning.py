@@ -12,9 +12,10 @@ from cluster.driver_lock import DriverLock
 from cluster.logs import run_logger
 from cluster.plan import Plan
 from cluster.results import MANIFEST, SUCCESS, Results
+from jobs.artifact_notes import artifact_notes
 from jobs.code_identity import Code, code_differences
 from jobs.extension import Extension, extend
-from jobs.history import codes, entry, record
+from jobs.history import ArtifactNote, codes, entry, record
 from jobs.identity import Standing, Wanted, compare
 from jobs.manifest import git_state, with_place, write_manifest
 from jobs.prompts_as_run import require_prompts_as_run
@@ -135,6 +136,10 @@ def extended_by_others(results: Results) -> InputError:
     )
 
 
+def _notes(extension: Extension) -> tuple[ArtifactNote, ...]:
+    return tuple(artifact_notes(extension.plan, extension.growth.configurations))
+
+
 def _write_extension(
     results: Results, wanted: Wanted, extension: Extension, hardware: list[dict[str, Any]]
 ) -> None:
@@ -147,6 +152,7 @@ def _write_extension(
         configurations=extension.growth.configurations,
         datasets=tuple(with_place(d) for d in wanted.spec.datasets if d.name in grown),
         notes=wanted.notes,
+        artifact_notes=_notes(extension) or None,
         look=extension.look.number if extension.look else None,
         effects_sha256=extension.effects_sha256,
     )

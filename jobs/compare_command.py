@@ -32,7 +32,7 @@ def compare(
     ] = False,
     prompts: Annotated[
         list[str] | None,
-        typer.Option(help="A .jsonl, .csv or .parquet file, or a dataset's id; repeatable."),
+        typer.Option(help="A .jsonl, .csv or .parquet file, or a dataset's id; or several."),
     ] = None,
     corpus: Annotated[
         list[str] | None,
@@ -109,6 +109,8 @@ def compare(
         out.print("\nInterrupted. What is committed is kept; the same command goes on from there.")
         raise typer.Exit(130) from None
     print_comparison(results, out)
+    if outcome.memory_text is not None:
+        out.print(Text(outcome.memory_text, style="yellow"), soft_wrap=True)
     too_many = too_many_errors(results, Allowed())
     if too_many is not None:
         out.print(Text(too_many, style="red"))

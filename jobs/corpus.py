@@ -12,6 +12,7 @@ from jobs.sources import opened
 from jobs.spec import DatasetSpec
 from jobs.yaml_files import is_utf8, nearest
 from optim.errors import InputError
+from optim.proxies import proxy_options, proxy_words
 
 DEMO = "demo/training"
 """The documentation that the demo model was trained on; trials use none of it."""
@@ -75,7 +76,7 @@ def _demo() -> Iterator[str]:
 
 def _paragraphs(path: str) -> Iterator[str]:
     try:
-        with fsspec.open(path, "r", encoding="utf-8-sig") as stream:
+        with fsspec.open(path, "r", encoding="utf-8-sig", **proxy_options(path)) as stream:
             text = stream.read()
     except UnicodeDecodeError as error:
         raise InputError(
@@ -83,7 +84,10 @@ def _paragraphs(path: str) -> Iterator[str]:
         ) from error
     except (OSError, ImportError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot be read: {reason}", source=path, field="--data") from error
+        mend = proxy_words(path, error).strip() or None
+        raise InputError(
+            f"cannot be read: {reason}", source=path, field="--data", mend=mend
+        ) from error
     yield from (part for part in text.split("\n\n") if part.strip())
 
 

@@ -19,6 +19,7 @@ from cluster.driver_lock import DriverLock, driving
 from cluster.layout import Layout
 from cluster.logs import attach_run_log, run_logger
 from cluster.plan import Plan
+from cluster.preflight import crowded
 from cluster.progress import Progress, ProgressFile
 from cluster.results import MANIFEST, SUCCESS, Results
 from cluster.run_metrics import RunMetrics
@@ -240,6 +241,8 @@ def _load(scheduler: Scheduler, plan: Plan, on_stage: OnStage, freeze: Freeze | 
     on_stage(f"loading the model ({plan.model.path})")
     scheduler.on_notice = on_stage
     hardware = scheduler.start()
+    for note in crowded(plan, hardware):
+        on_stage(note)
     if freeze is None:
         return
     try:

@@ -7,10 +7,11 @@ largest batch at least twice spends most of its steps on full batches.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cluster.plan import Plan
+from cluster.plan import Dataset, Plan
 from jobs.judgement import MIN_SHARDS
 from jobs.load import slot_steps
 
@@ -28,7 +29,7 @@ class Unfilled:
     """Of each data set."""
     shards: int
     shard_prompts: int
-    """Of the smallest shard."""
+    """Of the smallest shard; others may hold one more."""
     batch_size: int
     """The largest of all configurations."""
     empty_share: float
@@ -64,7 +65,8 @@ def unfilled(
         prompts = max(dataset.num_prompts, shards * wanted)
         # What is advised for one data set counts when the next one's need is worked out.
         counts[dataset.name] = shards
-        empty = empty_share((lengths or {}).get(dataset.name, ()), size * at_once, batch_size)
+        sizes = [(stop - start) * at_once for start, stop in _spans(dataset)]
+        empty = empty_share((lengths or {}).get(dataset.name, ()), sizes, batch_size)
         key = (dataset.num_prompts, dataset.num_shards, size, fewest, shards, prompts)
         found.setdefault(key, []).append((dataset.name, empty))
     return tuple(
@@ -83,17 +85,21 @@ def unfilled(
     )
 
 
-def empty_share(lengths: Sequence[int], size: int, num_slots: int) -> float:
-    """Share of empty slots of calls of `size` completions, of lengths as likely as those given.
+def _spans(dataset: Dataset) -> list[tuple[int, int]]:
+    """Of the rows of each shard."""
+    return [dataset.rows(number) for number in range(dataset.num_shards)]
+
+
+def empty_share(lengths: Sequence[int], sizes: Sequence[int], num_slots: int) -> float:
+    """Share of empty slots of calls of so many completions, of lengths as likely as those given.
 
     Without any length above one token, that of completions of one length.
     """
-    if max(lengths, default=0) < 2:
-        held, slots = slot_steps([2] * size, num_slots)
-        return 1 - held / slots
     draw = random.Random(0)
+    is_known = max(lengths, default=0) >= 2
     held = slots = 0
-    for _ in range(_NUM_DRAWS):
-        own = slot_steps(draw.choices(lengths, k=size), num_slots)
-        held, slots = held + own[0], slots + own[1]
+    for size, count in Counter(sizes).items():
+        for _ in range(_NUM_DRAWS if is_known else 1):
+            own = slot_steps(draw.choices(lengths, k=size) if is_known else [2] * size, num_slots)
+            held, slots = held + count * own[0], slots + count * own[1]
     return 1 - held / slots if slots else 0.0

@@ -46,8 +46,12 @@ def print_forecast(found: Forecast, out: Console) -> None:
 
 def unfilled_text(found: Unfilled) -> str:
     """How many slots stay empty, and the shards or prompts that would fill them."""
+    is_even = found.num_prompts % found.shards == 0
+    size = plural(found.shard_prompts, "prompt")
+    if not is_even:
+        size = f"{found.shard_prompts} or {plural(found.shard_prompts + 1, 'prompt')}"
     text = (
-        f"Shards of {', '.join(found.datasets)} hold {plural(found.shard_prompts, 'prompt')}, "
+        f"Shards of {', '.join(found.datasets)} hold {size}, "
         f"fewer than twice the batch of {found.batch_size}: about {found.empty_share * 100:.0f} % "
         "of its slots stay empty. "
     )

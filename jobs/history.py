@@ -25,6 +25,16 @@ from optim.errors import InputError
 HISTORY = "history"
 
 
+class ArtifactNote(BaseModel):
+    """A sentence that an artifact says of itself, and whose it is."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    optimization: str
+    configurations: tuple[str, ...]
+    note: str
+
+
 class Entry(BaseModel):
     """One thing that happened."""
 
@@ -46,6 +56,8 @@ class Entry(BaseModel):
     """The specs of datasets that are new, or of which there is more now."""
     notes: tuple[str, ...] = ()
     """What a reader of the report should know of all prompts, those that were added among them."""
+    artifact_notes: tuple[ArtifactNote, ...] | None = None
+    """Of the configurations that were added."""
     look: int | None = None
     """The look that it counts as."""
     effects_sha256: str | None = None

@@ -14,9 +14,11 @@ import psutil
 
 from cluster.creation import create_alone
 from cluster.results import MANIFEST, PROMPTS_FILE, Results, write_prompts
+from jobs.artifact_notes import artifact_notes
 from jobs.code_identity import package_version
 from jobs.identity import Wanted
 from jobs.spec import DatasetSpec
+from optim.allotment import usable_cpus
 from optim.errors import InputError
 
 PACKAGES = ("optrial", "ray", "torch", "transformers", "tokenizers", "datasets", "pyarrow")
@@ -38,6 +40,7 @@ def write_manifest(results: Results, wanted: Wanted, hardware: list[dict[str, An
         "hardware": {
             "processor": processor(),
             "cpus": os.cpu_count(),
+            "usable_cpus": usable_cpus(),
             "memory_bytes": psutil.virtual_memory().total,
             "workers": hardware,
         },
@@ -45,6 +48,7 @@ def write_manifest(results: Results, wanted: Wanted, hardware: list[dict[str, An
         "author_settings": _author_settings(wanted),
         "from_model": wanted.spec.generation.from_model,
         "notes": wanted.notes,
+        "artifact_notes": [each.model_dump(mode="json") for each in artifact_notes(wanted.plan)],
         "created_at": now(),
     }
     try:

@@ -55,6 +55,10 @@ def _time(created: object) -> str:
     return str(created).replace("T", " ").replace("+00:00", " UTC") if created else "not known"
 
 
+def _cpus(there: int, usable: int | None) -> str:
+    return f"{there} CPUs" if usable in (None, there) else f"{usable} of {there} CPUs"
+
+
 def _machine(data: Data, found: Data) -> list[tuple[str, str]]:
     model, hardware = found["model"], found["hardware"]
     named = model["path"] + (f" at {model['revision']}" if model.get("revision") else "")
@@ -63,7 +67,7 @@ def _machine(data: Data, found: Data) -> list[tuple[str, str]]:
         cells.append(f"fingerprint {model['fingerprint'][:_FINGERPRINT]}")
     machine = [str(hardware[name]) for name in ("processor",) if hardware.get(name)]
     if hardware.get("cpus"):
-        machine.append(f"{hardware['cpus']} CPUs")
+        machine.append(_cpus(hardware["cpus"], hardware.get("usable_cpus")))
     if hardware.get("memory_bytes"):
         machine.append(f"{bytes_text(hardware['memory_bytes'])} of memory")
     if hardware.get("workers"):

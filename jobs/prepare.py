@@ -8,7 +8,7 @@ from functools import partial
 from importlib.metadata import version
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -20,6 +20,9 @@ from jobs.streamed import CLEAN_UP_S, stream
 from optim.errors import InputError
 from optim.optimization import Preparation
 from optim.registry import preparations
+
+if TYPE_CHECKING:
+    from ray.exceptions import RayError
 
 OnStage = Callable[[str], None]
 
@@ -67,7 +70,7 @@ def prepare(
     small, a folder that is not empty.
     """
     import ray
-    from ray.exceptions import RayTaskError
+    from ray.exceptions import RayError
 
     from jobs.ray_session import ray_session, terminated_as_interrupted
 
@@ -78,19 +81,39 @@ def prepare(
         nodes: list[Any] = ray.nodes()  # type: ignore[no-untyped-call]
         _require([node["Resources"] for node in nodes if node["Alive"]], task)
         stages = ray.remote(_stages).options(
-            num_cpus=task.cpus, num_gpus=task.gpus, num_returns="streaming"
-        )
+            num_cpus=task.cpus, num_gpus=task.gpus, num_returns="streaming",
+            # Ray repeats without end what it ends for its memory.
+            max_retries=0,
+        )  # fmt: skip
         work: Any = stages.remote(task)
         try:
             return _follow(work, on_stage)
-        except RayTaskError as error:
-            if isinstance(error.cause, InputError):
-                raise error.cause from None
-            raise
+        except RayError as error:
+            raise _clear(error, task) from error
         except KeyboardInterrupt:
             if not _cancel(work):
                 on_stage(f"the task did not end in time: it may leave a folder beside {task.out}")
             raise
+
+
+def _clear(error: RayError, task: Task) -> Exception:
+    """What ended a task, as a sentence where a person can mend it."""
+    from ray.exceptions import RayTaskError
+
+    from cluster.failures import classify
+
+    failure = classify(error)
+    if isinstance(failure.cause, InputError):
+        return failure.cause
+    if isinstance(error, RayTaskError) and failure.kind != "out_of_memory":
+        return error
+    is_memory = failure.kind == "out_of_memory"
+    more = "Give it a machine with more memory, a smaller dtype or less --data, and run it again"
+    return InputError(
+        f"there is no artifact, for the work did not go on: {failure.reason}",
+        source=task.out,
+        mend=more if is_memory else "Run it again; a folder .… beside it may be left, to remove",
+    )
 
 
 def _require_no_secrets(task: Task) -> None:
@@ -147,6 +170,8 @@ def checked(name: str, settings: dict[str, Any]) -> Preparation:
 
 def _require(nodes: list[dict[str, float]], task: Task) -> None:
     """One node has to have it all: such a request would else wait forever."""
+    from cluster.preflight import limit_text
+
     for resource, wanted, least in (("CPU", task.cpus, 1), ("GPU", task.gpus, 0)):
         if wanted < least:
             raise InputError(
@@ -155,7 +180,8 @@ def _require(nodes: list[dict[str, float]], task: Task) -> None:
         most = max((node.get(resource, 0) for node in nodes), default=0)
         if wanted > most:
             raise InputError(
-                f"{wanted} {resource}s are asked for, and the largest node has {most:g}",
+                f"{wanted} {resource}s are asked for, and the largest node has {most:g}"
+                f"{limit_text() if resource == 'CPU' else ''}",
                 field=f"--{resource.lower()}s",
                 mend="Ask for fewer, or start a larger node",
             )

@@ -120,7 +120,7 @@ def _common() -> list[inspect.Parameter]:
             "data",
             list[str],
             ...,
-            "Texts: .txt, .jsonl, .csv, .parquet, a hub id, or demo/training. May be repeated.",
+            "Texts: .txt, .jsonl, .csv, .parquet, a hub id, or demo/training; or several.",
         ),
         _option("out", str, ..., "The new folder of the artifact."),
         _option("column", str | None, None, "The column of the texts, instead of text or prompt."),

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from jobs.corpus import Reading, read_corpus
 from jobs.streamed import stream
+from optim.allotment import usable_cpus
 from optim.errors import InputError
 from optim.resources import Call, OnStage
 
@@ -86,7 +87,7 @@ class RayResources:
         def loop() -> None:
             import torch
 
-            torch.set_num_threads(threads)
+            torch.set_num_threads(max(1, min(threads, usable_cpus())))
             call(lambda stage: print(stage, flush=True))
 
         needed: dict[str, float] = {"CPU": self._cpus}

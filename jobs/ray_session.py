@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import sys
@@ -10,9 +11,12 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from optim.allotment import usable_cpus
 from optim.errors import InputError
+from optim.proxies import proxy_words
 
 CONNECT_WITHIN_S = 10.0
 TOKEN_MEND = (
@@ -62,6 +66,7 @@ def _start() -> None:
     try:
         ray.init(
             address="local",
+            num_cpus=usable_cpus(),
             include_dashboard=False,
             object_store_memory=100 << 20,
             **_QUIET,
@@ -73,22 +78,31 @@ def _start() -> None:
 def _cannot_start(error: OSError) -> InputError:
     """Ray keeps sockets and logs in the folder for temporary files, and a token in the home."""
     text = " ".join(str(error).split())
+    variable = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
     place = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     if "path length" in text:
         return InputError(
             "Ray cannot start: its sockets' paths would be longer than 107 bytes there",
             source=place,
-            field="TMPDIR",
+            field=variable,
             mend="Set RAY_TMPDIR to a folder with a short path, such as /tmp",
         )
     named = str(error.filename) if error.filename else place
-    is_home = named.startswith(os.path.expanduser("~")) and not named.startswith(place)
+    home = os.path.expanduser("~")
+    # The nearer of both, as one may lie in the other.
+    is_home = len(_above(named, home)) > len(_above(named, place))
     return InputError(
         f"Ray cannot start: {error.strerror or text}",
         source=named,
-        field="HOME" if is_home else "TMPDIR",
+        field="HOME" if is_home else variable,
         mend=f"Set {'HOME' if is_home else 'RAY_TMPDIR'} to a folder that can be written to",
     )
+
+
+def _above(path: str, folder: str) -> str:
+    """The folder, where a path lies in it; else nothing."""
+    whole = os.path.abspath(folder)
+    return whole if Path(os.path.abspath(path)).is_relative_to(whole) else ""
 
 
 def _join(where: str) -> None:
@@ -103,11 +117,36 @@ def _join(where: str) -> None:
             "the cluster wants a token, and none is found here", source=where, mend=TOKEN_MEND
         ) from error
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-        raise InputError(
+        raise _other_versions(error, where) or InputError(
             f"no Ray cluster answers: {str(error).splitlines()[0]}",
             source=where,
-            mend=f"Check the address, and where the cluster wants a token: {TOKEN_MEND}",
+            mend=f"Check the address, and where the cluster wants a token: {TOKEN_MEND}"
+            + _by_proxy(where),
         ) from error
+
+
+def _other_versions(error: Exception, where: str) -> InputError | None:
+    """Ray says in lines of its own which versions there are; None for another error."""
+    text = str(error)
+    rays, pythons = (re.findall(rf"^\s*{name}: (\S+)", text, re.M) for name in ("Ray", "Python"))
+    if not text.startswith("Version mismatch") or len(rays) != 2 or len(pythons) != 2:
+        return None
+    return InputError(
+        f"the cluster has Ray {rays[0]} and Python {pythons[0]}, and here are Ray {rays[1]} and "
+        f"Python {pythons[1]}",
+        source=where,
+        mend="Both have to be the same: use an environment with the cluster's versions, or submit "
+        "the trial from outside (`optrial submit`)",
+    )
+
+
+def _by_proxy(where: str) -> str:
+    """Ray heeds proxies only where it is told to."""
+    told = os.environ.get("RAY_grpc_enable_http_proxy", "0")  # noqa: SIM112  (Ray's own name)
+    if told.lower() not in ("1", "true"):
+        return ""
+    words = proxy_words(f"http://{where}")
+    return f".{words}" if words else ""
 
 
 def _require_listener(where: str) -> None:

@@ -15,6 +15,7 @@ import duckdb
 from cluster.plan import Plan
 from cluster.results import Results
 from jobs.answers import answer, headline_answer
+from jobs.artifact_notes import noted
 from jobs.claims import Checked, Claim, check_claims
 from jobs.dominance import dominance_notes
 from jobs.effects_table import effect_data, verdict_rows
@@ -75,7 +76,7 @@ def report_data(results: Results, claims: Sequence[Claim] | None = None) -> dict
         connection.close()
     data["scores"] = _scores(found.scored)
     data["code"] = code_data(results)
-    data["notes"] = [*history_notes(results), *notes, *found.scored.notes]
+    data["notes"] = [*history_notes(results), *noted(results), *notes, *found.scored.notes]
     return {key: _finite(value) for key, value in data.items()}
 
 

@@ -22,6 +22,7 @@ from jobs.spec import DatasetSpec
 from jobs.whole_numbers import as_they_were, is_parted
 from jobs.yaml_files import nearest
 from optim.errors import InputError
+from optim.proxies import hub_address, proxy_options, proxy_words
 
 _BATCH_BYTES = 64 << 20
 """Of a batch of Parquet rows, as the file counts them."""
@@ -130,10 +131,12 @@ class _FileSource:
             # A server that does not answer is told as a file that is not there.
             cause = error.__cause__ if "://" in self.path else None
             problem = f"cannot be read: {cause}" if cause else "there is no such file"
-            raise InputError(problem, source=self.name) from error
+            mend = proxy_words(self.path, error).strip() or None
+            raise InputError(problem, source=self.name, mend=mend) from error
         except (OSError, EOFError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise InputError(f"cannot be read: {reason}", source=self.name) from error
+            mend = proxy_words(self.path, error).strip() or None
+            raise InputError(f"cannot be read: {reason}", source=self.name, mend=mend) from error
 
     def _raw(self) -> IO[bytes]:
         if "://" not in self.path:
@@ -141,7 +144,7 @@ class _FileSource:
         import fsspec
 
         try:
-            return cast(IO[bytes], fsspec.open(self.path, "rb").open())
+            return cast(IO[bytes], fsspec.open(self.path, "rb", **proxy_options(self.path)).open())
         except ImportError as error:
             mend = "Install `optrial[s3]`" if self.path.startswith(("s3:", "gs:")) else None
             raise InputError(str(error), source=self.name, mend=mend) from error
@@ -358,5 +361,6 @@ class HubSource:
             mend = _FORMATS if "doesn't exist" in text else None
             if "scripts are no longer supported" in text:
                 mend = "Name a revision of it that holds Parquet, such as refs/convert/parquet"
+            mend = mend or proxy_words(hub_address(), error).strip() or None
             problem = f"cannot be loaded from the hub: {text[:500]}"
             raise InputError(problem, source=self.name, mend=mend) from error

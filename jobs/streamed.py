@@ -7,6 +7,7 @@ from queue import SimpleQueue
 from threading import Event, Thread
 from typing import Any
 
+from optim.allotment import usable_cpus
 from optim.resources import Call
 
 CLEAN_UP_S = 60.0
@@ -20,7 +21,7 @@ def stream(call: Call[Any], threads: int) -> Iterator[tuple[str, Any]]:
     """
     import torch
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(max(1, min(threads, usable_cpus())))
     queue: SimpleQueue[tuple[str, Any]] = SimpleQueue()
     stopped = Event()
 

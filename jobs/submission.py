@@ -6,6 +6,7 @@ a spec names by a relative path goes along; results must not lie there, for the 
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import shlex
@@ -71,6 +72,8 @@ def submission(
             needed.append(found)
     if "://" not in spec.output:
         notes.append(f"output: {spec.output} has to lie on storage that all nodes share")
+    for word in places.left_here(options):
+        notes.append(f"{word} is not uploaded: every node needs it at that place")
     if (working_dir / KERNELS).is_file():
         needed.append(KERNELS)
     words = ["python", "-m", "jobs", "evaluate", place.as_posix()]
@@ -122,9 +125,10 @@ class _Places:
         self.working_dir, self.spec_path = working_dir, spec_path
 
     def spec(self) -> PurePosixPath:
-        path = self.spec_path.absolute()
-        for place in (path, path.resolve()):
-            if place.is_relative_to(self.working_dir):
+        real = self.spec_path.resolve()
+        # A link in the working directory is uploaded as what it points to; `..` is no part of it.
+        for place in (Path(os.path.abspath(self.spec_path)), real):
+            if place.is_relative_to(self.working_dir) and place.resolve() == real:
                 return PurePosixPath(place.relative_to(self.working_dir).as_posix())
         raise InputError(
             f"the spec does not lie in the working directory, {self.working_dir}",
@@ -164,12 +168,33 @@ class _Places:
 
     def files_among(self, options: Sequence[str]) -> Iterator[PurePosixPath]:
         """Options that name a file of the working directory, as `--claims FILE` does."""
-        for option in options:
-            word = option.partition("=")[2] if option.startswith("--") else option
-            if word and not word.startswith(("/", "~", "..")) and "://" not in word:
-                place = PurePosixPath(word)
-                if ".." not in place.parts and (self.working_dir / place).is_file():
-                    yield place
+        for word in _words(options):
+            if word.startswith(("/", "~")) or not _is_file(self.working_dir / word):
+                continue
+            place = self.within("what follows `--`", word)
+            if place is not None:
+                yield place
+
+    def left_here(self, options: Sequence[str]) -> Iterator[str]:
+        """Options that name a file of this machine by its absolute place."""
+        for word in _words(options):
+            if word.startswith(("/", "~")) and _is_file(Path(word).expanduser()):
+                yield word
+
+
+def _words(options: Sequence[str]) -> Iterator[str]:
+    """What is given to options, or is none."""
+    for option in options:
+        word = option.partition("=")[2] if option.startswith("--") else option
+        if word and "://" not in word:
+            yield word
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False  # too long for a name, or of what no name holds
 
 
 def _require_lasting_output(output: str, spec_path: Path) -> None:

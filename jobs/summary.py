@@ -9,7 +9,6 @@ memory is a column of values in each of the three ways in which rows are grouped
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
@@ -21,6 +20,7 @@ from cluster.schema import FLOAT, INT, TEXT, Column
 from jobs.measures import MEASURES, SOURCES, Measure
 from jobs.query import connect
 from jobs.table_files import VERSION, write_rows
+from optim.allotment import usable_cpus
 
 SUMMARY_FILE = "tables/summary.parquet"
 ALL_DATASETS = "*"
@@ -79,7 +79,7 @@ def write_summary(results: Results) -> None:
     """Write `tables/summary.parquet` over what was there."""
     connection = connect(results)
     try:
-        connection.execute(f"SET threads = {os.cpu_count() or 1}")
+        connection.execute(f"SET threads = {usable_cpus()}")
         rows = summary_rows(connection)
     finally:
         connection.close()

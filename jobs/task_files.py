@@ -14,6 +14,7 @@ from typing import Any
 
 from jobs.yaml_files import nearest
 from optim.errors import InputError
+from optim.proxies import hub_address, proxy_words
 
 _TASKS = {"TASK", "PY_TASK"}
 _TRUST = "Set `trust_remote_code: true` beside the task if it may run"
@@ -187,7 +188,7 @@ def unusable(name: str, problem: str, error: Exception) -> InputError:
         source=name,
         field="task",
         mend="Data of the hub needs the network, once; for data of your own write a task with "
-        "`dataset_path: json`"
+        f"`dataset_path: json`.{proxy_words(hub_address(), error)}".rstrip(".")
         if is_data
         else None,
     )

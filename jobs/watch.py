@@ -10,7 +10,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from cluster.driver_lock import STALE_S, Holder, read_holder
+from cluster.driver_lock import read_holder
+from cluster.holder import STALE_S, Holder
 from cluster.progress import Progress
 from cluster.results import MANIFEST, Results
 from optim.errors import InputError

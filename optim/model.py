@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import psutil
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
@@ -26,9 +25,11 @@ from transformers import (
 )
 
 from optim.adapters import require_no_adapter
+from optim.allotment import available_memory_bytes
 from optim.cache import CacheFactory, DynamicSlotCache
 from optim.checkpoint import load_whole, require_decoder
 from optim.errors import InputError
+from optim.proxies import hub_address, proxy_words
 from optim.window import context_length
 
 DEMO = Path(__file__).parent / "demo_model"
@@ -238,7 +239,8 @@ def _snapshot(hub_id: str, revision: str | None) -> Path:
             f"cannot be had from the hub{at} ({type(error).__name__})",
             source=hub_id,
             field="model",
-            mend="Check the id, the revision and the network, or give a local folder",
+            mend="Check the id, the revision and the network, or give a local folder"
+            + (f".{words}" if (words := proxy_words(hub_address(), error)) else ""),
         ) from error
 
 
@@ -309,10 +311,8 @@ def _check_fits(
             config, dtype=dtype, trust_remote_code=trust_remote_code
         )
     needed = sum(p.numel() * p.element_size() for p in skeleton.parameters())
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    else:
-        free = psutil.virtual_memory().available
+    is_cuda = device.type == "cuda"
+    free = torch.cuda.mem_get_info(device)[0] if is_cuda else available_memory_bytes()
     if needed > free:
         raise InputError(
             f"its weights need {needed / 1e9:.1f} GB in {dtype}, and {device} has "

@@ -60,7 +60,7 @@ def test_whoever_finds_anothers_file_has_lost(results: Results, other: Other) ->
 def test_of_two_drivers_one_has_the_lock(results: Results, other: Other) -> None:
     def puts() -> None:
         theirs = replace(DriverLock(results.store, "out")._own, id="theirs")
-        theirs = replace(theirs, beat_at=time.time())
+        theirs = replace(theirs, beat_at=time.time(), beat_s=time.monotonic())
         results.store.replace(LOCK_FILE, json.dumps(asdict(theirs)).encode())
 
     other(puts)

@@ -20,18 +20,28 @@ import pytest
 from cluster import driver_lock
 from cluster.driver_lock import (
     LOCK_FILE,
-    STALE_S,
     DriverLock,
-    Holder,
     LockedError,
     driving,
     read_holder,
     require_free,
 )
+from cluster.holder import STALE_S, Holder
 from cluster.storage import LocalStore, ObjectStore, StorageFull, StorageUnreachable, open_store
 from optim.errors import InputError
 
 Store = LocalStore | ObjectStore
+REAL_TIME = time.time
+HOLDS = """
+import sys, time
+from cluster.driver_lock import driving
+from cluster.storage import LocalStore
+from jobs.ray_session import terminated_as_interrupted
+
+with terminated_as_interrupted(), driving(LocalStore(sys.argv[1]), 'out'):
+    print('held', flush=True)
+    time.sleep(600)
+"""
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -60,7 +70,8 @@ def until(condition: object, limit_s: float = 30.0) -> None:
 def put(store: Store, **changes: object) -> Holder:
     """The lock of another driver, as the changes say."""
     own = DriverLock(store, "out")._own
-    holder = replace(own, id="other", beat_at=time.time(), **changes)  # type: ignore[arg-type]
+    now = {"beat_at": time.time(), "beat_s": time.monotonic()}
+    holder = replace(own, **({"id": "other"} | now | changes))  # type: ignore[arg-type]
     store.replace(LOCK_FILE, json.dumps(asdict(holder)).encode())
     return holder
 
@@ -118,7 +129,7 @@ def test_the_lock_of_a_dead_process_here_is_taken_at_once(
 
 
 def test_a_pid_that_is_another_process_now_is_dead(store: Store) -> None:
-    put(store, process_started=12345.0)
+    put(store, start_ticks=1)
     with driving(store, "out") as lock:
         assert lock is not None
         assert lock.is_held
@@ -131,10 +142,10 @@ def test_pids_of_another_container_say_nothing(store: Store) -> None:
 
 
 def test_another_machine_is_dead_when_it_was_silent_for_long(store: Store) -> None:
-    put(store, host="elsewhere")
+    put(store, host="elsewhere", boot="another")
     with pytest.raises(LockedError), driving(store, "out"):
         pass
-    silent = put(store, host="elsewhere")
+    silent = put(store, host="elsewhere", boot="another")
     silent = replace(silent, beat_at=time.time() - STALE_S - 1)
     store.replace(LOCK_FILE, json.dumps(asdict(silent)).encode())
     with driving(store, "out") as lock:
@@ -144,7 +155,7 @@ def test_another_machine_is_dead_when_it_was_silent_for_long(store: Store) -> No
 
 def test_a_machine_whose_clock_is_slow_is_not_taken_for_dead(store: Store) -> None:
     """Its beats are old by this clock, but they go on."""
-    slow = replace(put(store, host="elsewhere"), beat_at=time.time() - 2 * STALE_S)
+    slow = replace(put(store, host="elsewhere", boot="another"), beat_at=time.time() - 2 * STALE_S)
     ended = threading.Event()
 
     def beat() -> None:
@@ -166,6 +177,57 @@ def test_a_machine_whose_clock_is_slow_is_not_taken_for_dead(store: Store) -> No
     finally:
         ended.set()
         thread.join()
+
+
+@pytest.mark.parametrize("set_by_s", [-7200.0, 7200.0])
+def test_a_clock_that_is_set_ends_no_driver_of_this_machine(
+    store: Store, set_by_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does it bring one back: what counts is the time since the machine's boot."""
+    with driving(store, "out"):
+        monkeypatch.setattr(time, "time", lambda: set_by_s + REAL_TIME())
+        with pytest.raises(LockedError) as caught, driving(store, "out"):
+            pass
+        assert "last heard from 0 s ago" in str(caught.value)
+        with pytest.raises(LockedError):
+            require_free(store, "out")
+    put(store, beat_s=time.monotonic() - STALE_S - 1)
+    require_free(store, "out")
+    with driving(store, "out") as lock:
+        assert lock is not None
+        assert lock.is_held
+
+
+def test_a_process_is_told_by_its_ticks_since_the_boot(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(tmp_path)],
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        holder = read_holder(LocalStore(tmp_path))
+        assert holder is not None
+        assert not holder.is_gone
+        assert replace(holder, start_ticks=holder.start_ticks + 1).is_gone
+        assert not replace(holder, start_ticks=holder.start_ticks + 1, boot="another").is_gone
+    finally:
+        process.kill()
+        process.communicate()
+    assert holder.is_gone
+
+
+def test_a_lock_of_another_version_is_read(store: Store) -> None:
+    """What it says beside is left; what an older one does not say is not known."""
+    said = asdict(put(store)) | {"process_started": 12345.0}
+    for name in ("boot", "start_ticks", "beat_s"):
+        del said[name]
+    store.replace(LOCK_FILE, json.dumps(said).encode())
+    with pytest.raises(LockedError), driving(store, "out"):
+        pass
 
 
 def test_of_many_that_take_over_one_does(store: Store) -> None:
@@ -305,7 +367,7 @@ def ahead(store: Store, **changes: object) -> Holder:
     return holder
 
 
-@pytest.mark.parametrize("changes", [{"host": "elsewhere"}, {"pid_namespace": "pid:[1]"}])
+@pytest.mark.parametrize("changes", [{"host": "elsewhere", "boot": "another"}, {"boot": "another"}])
 def test_a_dead_driver_whose_clock_was_ahead_is_no_hindrance(
     store: Store, changes: dict[str, object]
 ) -> None:
@@ -318,7 +380,7 @@ def test_a_dead_driver_whose_clock_was_ahead_is_no_hindrance(
     assert any("waiting" in line for line in said)
 
 
-@pytest.mark.parametrize("changes", [{"host": "elsewhere"}, {"pid_namespace": "pid:[1]"}])
+@pytest.mark.parametrize("changes", [{"host": "elsewhere", "boot": "another"}, {"boot": "another"}])
 def test_a_living_driver_whose_clock_is_ahead_keeps_the_lock(
     store: Store, changes: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -337,18 +399,9 @@ def test_a_living_driver_whose_clock_is_ahead_keeps_the_lock(
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_process_that_is_stopped(tmp_path: Path, stop: signal.Signals) -> None:
     """Killed, it leaves a lock that is nobody's; asked to end, it leaves none."""
-    program = (
-        "import sys, time\n"
-        "from cluster.driver_lock import driving\n"
-        "from cluster.storage import LocalStore\n"
-        "from jobs.ray_session import terminated_as_interrupted\n"
-        "with terminated_as_interrupted(), driving(LocalStore(sys.argv[1]), 'out'):\n"
-        "    print('held', flush=True)\n"
-        "    time.sleep(600)\n"
-    )
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path)],
+        [sys.executable, "-c", HOLDS, str(tmp_path)],
         cwd=Path(__file__).parents[1],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -15,7 +15,11 @@ from ray.exceptions import (
 
 from cluster.failures import classify
 from cluster.limits import Durations, Limits
+from cluster.outcome import Outcome
+from cluster.plan import ModelSource
 from cluster.store import StorageFull
+from jobs.corpus import Reading
+from jobs.prepare import Task, _clear
 from optim.errors import InputError
 
 
@@ -63,6 +67,45 @@ def test_errors_are_told_apart(
     )
     assert failure.reason
     assert "\n" not in failure.reason
+
+
+DUMP = """1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: \
+192.0.2.2, ID: 97049c) was 14.05GB used / 15.00GB limit (0.936)
+OOM kill reason: Memory usage 15086000000B exceeded threshold of 14500000000B
+Object store memory usage: [- objects spillable: 0
+Top 10 memory users: PID\tMEM(GB)\tCOMMAND
+"""
+
+
+@pytest.mark.parametrize("error", [OutOfMemoryError(DUMP), raised(OutOfMemoryError(DUMP))])
+def test_ray_s_words_of_memory_are_one_sentence(error: RayError) -> None:
+    failure = classify(error)
+    assert failure.kind == "out_of_memory"
+    reason = "out of memory: Ray ended the worker (its node had 14.05 of 15.00 GB in use)"
+    assert failure.reason == reason
+    assert failure.detail == DUMP, "the log has it all"
+    task = Task("larosa", {}, ModelSource(path="demo"), ["x"], Reading(), "/out")
+    assert str(_clear(error, task)).startswith(
+        f"/out: there is no artifact, for the work did not go on: {reason}. Give it a machine with"
+    )
+
+
+def test_torch_s_advice_is_for_the_log() -> None:
+    asked = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.00 GiB free"
+    error = f"{asked}. Of the allocated memory 3 GiB is allocated by PyTorch. See documentation"
+    failure = classify(raised(torch.OutOfMemoryError(error)))
+    assert failure.reason == f"out of memory: {asked}"
+    assert failure.detail == error
+
+
+def test_whether_the_work_went_on_is_said() -> None:
+    assert Outcome(cells_total=3, cells_done=3).memory_text is None
+    done = Outcome(cells_total=3, cells_done=3, failures={"out_of_memory": 1})
+    assert done.memory_text is not None
+    assert "once: the run went on, and all of it is done" in done.memory_text
+    part = Outcome(cells_total=3, cells_done=2, failures={"out_of_memory": 4})
+    assert part.memory_text is not None
+    assert "4 times: the run went on without what is set aside (2 of 3" in part.memory_text
 
 
 def test_a_deadline_is_learnt_from_what_is_usual() -> None:

@@ -47,6 +47,16 @@ def test_the_demo_s_shards_of_three_need_more_prompts() -> None:
     )
 
 
+def test_shards_that_differ_by_one_prompt_count_as_they_are() -> None:
+    """Of 48 in 10 shards, two fill the batch of 4 once, and eight leave one prompt for later."""
+    [found] = unfilled(plan_with({"d": (48, 10)}), needed=10)
+    assert found.empty_share == pytest.approx(1 - 48 / (2 * 4 + 8 * 8))
+    assert "Shards of d hold 4 or 5 prompts, fewer than twice the batch of 4" in unfilled_text(
+        found
+    )
+    assert "about 33 % of its slots stay empty. `limit: 80` (now 48)" in unfilled_text(found)
+
+
 def test_fewer_shards_where_the_verdicts_allow_them() -> None:
     [found] = unfilled(plan_with({"chat": (200, 40)}), needed=11)
     assert (found.mended_shards, found.mended_prompts, found.needed_shards) == (25, 200, 11)
@@ -93,12 +103,12 @@ def test_the_largest_batch_counts_and_what_only_scores_does_not() -> None:
 
 
 def test_the_estimate_is_of_lengths_as_the_pilot_had_them() -> None:
-    assert empty_share([], 5, 4) == pytest.approx(1 - 5 / 8)
-    assert empty_share([7, 7, 7], 5, 4) == pytest.approx(1 - 5 / 8)
-    assert empty_share([1, 1], 3, 4) == pytest.approx(0.25), "of one token there are no steps"
+    assert empty_share([], [5], 4) == pytest.approx(1 - 5 / 8)
+    assert empty_share([7, 7, 7], [5, 5], 4) == pytest.approx(1 - 5 / 8)
+    assert empty_share([1, 1], [3], 4) == pytest.approx(0.25), "of one token there are no steps"
     # Three of 1 or 9 steps each on three slots: the mean is 5, the longest is 9 but for 1 in 8.
     expected = 1 - 5 / (9 - 8 / 8)
-    assert empty_share([2, 10], 3, 3) == pytest.approx(expected, abs=0.05)
+    assert empty_share([2, 10], [3], 3) == pytest.approx(expected, abs=0.05)
 
 
 # --- the default number of shards ----------------------------------------------------------------

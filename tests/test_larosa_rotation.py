@@ -49,6 +49,7 @@ def test_logits_are_those_of_the_original(architecture: str, span: int, tmp_path
     assert len(manifest.adapted) == ({1: 2, 2: 1, 0: 0}[span] if manifest.folds else 0)
     assert manifest.folds == (architecture not in ("gemma2", "gemma3"))
     assert bool(manifest.notes) == (not manifest.folds)
+    assert Larosa(artifact=str(out), sparsity=0.4).notes() == manifest.notes
 
 
 @pytest.mark.parametrize("architecture", larosa_models.KNOWN)

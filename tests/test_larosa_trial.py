@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from cluster.plan import Kind
 from cluster.results import Results
 from cluster.scheduler import Outcome
 from cluster.schema import deterministic_columns
+from cluster.verification import faults_of
 from jobs.cells import CELLS, cells_table
 from jobs.evaluate import evaluate
 from jobs.report_data import report_data
@@ -29,6 +31,7 @@ from optim.model import LanguageModel, fingerprint, load
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
+NOTE = "only <h2> is rotated"
 SEEDS, PROMPTS, SHARDS = 2, 10, 3
 CONFIGURATIONS = {f"{kind}.batch_size-{size}" for kind in ("dense", "larosa") for size in (1, 2)}
 MASKED = {name for name in CONFIGURATIONS if name.startswith("larosa")}
@@ -99,6 +102,8 @@ def trial(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> 
     path = str(tiny_model_folder)
     made = Trial(folder, load(path, fingerprint=fingerprint(path)), tiny_model_folder)
     make_artifact(made.lm, made.artifact)
+    file = made.artifact / "larosa.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"notes": [NOTE]}))
     prompts = [
         {"id": f"p{i}", "prompt": prompt, "target": f" target {i}"}
         for i, prompt in enumerate(tiny_models.prompts(PROMPTS, seed=5))
@@ -221,6 +226,22 @@ def test_the_report_states_the_sparsity(ran: Run) -> None:
 
 
 # --- again ---------------------------------------------------------------------------------------
+
+
+def test_the_report_repeats_what_the_artifact_notes(
+    run: Callable[..., tuple[int, str, str]], ran: Run, tmp_path: Path
+) -> None:
+    """In the terminal, as JSON, in Markdown and on the page."""
+    said = f"larosa of {', '.join(sorted(MASKED))}: {NOTE}"
+    output = ran.results.output
+    code, out, _ = run("report", output)
+    assert code == 0
+    assert said in " ".join(out.split())
+    assert said in json.loads(run("report", output, "--json")[1])["notes"]
+    markdown, page = tmp_path / "report.md", tmp_path / "report.html"
+    assert run("report", output, "--markdown", markdown, "--html", page)[0] == 0
+    assert said in html.unescape(markdown.read_text()).replace("\\", "")
+    assert html.escape(said) in page.read_text().replace("<wbr>", "").replace("\n", " ")
 
 
 def test_more_workers_change_nothing_that_is_deterministic(

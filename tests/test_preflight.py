@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
 import ray
 
 from benchmarks.simulated import simulated_plan
+from cluster import preflight as module
 from cluster.plan import Plan, WorkerResources
-from cluster.preflight import preflight, room_for
+from cluster.preflight import crowded, preflight, room_for
 from optim.errors import InputError
 
 H100 = {"CPU": 8.0, "GPU": 2.0, "accelerator_type:H100": 1.0}
@@ -75,3 +77,28 @@ def test_a_node_that_comes_in_time_is_waited_for(monkeypatch: pytest.MonkeyPatch
     nodes(monkeypatch, H100, after=900)
     with pytest.raises(InputError, match="start_timeout_s"):
         preflight(plan(gpus=1, start_timeout_s=0.2))
+
+
+def test_why_a_ray_that_was_started_here_has_fewer_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes(monkeypatch, {"CPU": 1.0})
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(module, "usable_cpus", lambda: 1)
+    why = "of this machine's 16: CPU affinity or a control group allows 1"
+    for is_here in (True, False):
+        monkeypatch.setattr(module, "is_started_here", lambda here=is_here: here)
+        line = preflight(plan(count=2))
+        assert "room for 1: more workers start when there is more" in line
+        assert (why in line) == is_here
+        with pytest.raises(InputError) as caught:
+            preflight(plan(cpus=2))
+        assert "the cluster's largest node has 1" in str(caught.value)
+        assert (why in str(caught.value)) == is_here
+
+
+def test_workers_that_share_cpus_are_told_of() -> None:
+    """Whoever starts a node may tell Ray of CPUs that it may not use."""
+    here = {"node": "here", "usable_cpus": 2}
+    assert list(crowded(plan(cpus=1), [here, here])) == []
+    assert list(crowded(plan(cpus=1), [{"node": "older"}] * 9)) == []
+    [said] = crowded(plan(cpus=1), [here, here, here, {"node": "there", "usable_cpus": 1}])
+    assert said.startswith("here: its workers may keep 2 CPUs busy, and have 3 between them")

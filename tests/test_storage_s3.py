@@ -164,6 +164,52 @@ def test_no_bucket(s3: S3) -> None:
             call()
 
 
+READING = (
+    ("report",), ("query", "SELECT 1"), ("explain",), ("score",), ("verify",),
+    ("verify", "--repair"), ("compact",), ("export", "--out"), ("watch",), ("settle",),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("words", READING, ids=" ".join)
+def test_what_cannot_be_reached_is_said_by_every_command(
+    s3: S3, run: Run, words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And never taken for a file of it that is broken, which a person would mend from a copy."""
+    command, *rest = words
+    if command == "export":
+        rest = ["--out", str(tmp_path / "exported")]
+    code, out, err = run(command, "s3://nobucket/x", *rest)
+    assert code == 2, out + err
+    assert err.count("error:") == 1
+    assert "there is no such bucket. Make it first, or correct its name" in " ".join(err.split())
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    code, out, err = run(command, "s3://trials/dead-endpoint", *rest)
+    assert code == 2, out + err
+    said = " ".join(err.split())
+    assert "s3://trials/dead-endpoint: output: cannot be reached" in said
+    for wrong in ("not valid JSON", "from a copy", "Traceback"):
+        assert wrong not in out + err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["run[1]", "run{1}", "run*", "run?"])
+def test_an_address_that_is_a_pattern_is_refused_before_anything_runs(
+    s3: S3, run: Run, name: str, tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "one"}\n')
+    spec = tmp_path / "trial.yaml"
+    spec.write_text(
+        f"model: demo\ndatasets: [{{path: {tmp_path / 'prompts.jsonl'}}}]\n"
+        f"configurations: [{{name: one}}]\noutput: 's3://trials/{name}'\n"
+    )
+    for words in (("evaluate", spec), ("report", f"s3://trials/{name}")):
+        code, out, err = run(*words)
+        assert code == 2, out + err
+        assert "is a pattern to what reads it. Choose one without" in " ".join(err.split())
+    assert "PUT" not in s3.counts(), "nothing is written"
+
+
 def test_denied(store: ObjectStore, s3: S3) -> None:
     for call in (lambda: store.replace("part", b""), lambda: store.read("part")):
         s3.switch(fail=10, status="403 Forbidden", code="AccessDenied")

@@ -171,6 +171,62 @@ def test_paths_that_lead_out_or_nowhere_are_refused(project: Path, tmp_path: Pat
         submission(project / "trial.yaml", project / "none")
 
 
+NOWHERE = ("--address", "http://127.0.0.1:9")
+
+
+def test_a_spec_above_the_working_directory_is_refused_here(
+    run: Run, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in the job, where nothing is at that place."""
+    inner = project / "sub"
+    inner.mkdir()
+    monkeypatch.chdir(inner)
+    for spec in ("../trial.yaml", f"{inner}/../trial.yaml"):
+        code, _, err = run("submit", spec, *NOWHERE)
+        assert code == 2
+        assert "the spec does not lie in the working directory" in err
+        assert "Traceback" not in err
+    found = submission(Path("../sub/../trial.yaml"), Path(".."))
+    assert found.spec == "trial.yaml", "it is there, whatever way leads to it"
+    (inner / "linked.yaml").symlink_to(project / "trial.yaml")
+    (inner / "my-model").symlink_to(project / "my-model")
+    (inner / "prompts.jsonl").symlink_to(project / "prompts.jsonl")
+    assert submission(Path("linked.yaml"), Path(".")).spec == "linked.yaml"
+
+
+def test_a_file_of_an_option_is_refused_or_told_too(run: Run, project: Path) -> None:
+    claims = project.parent / "claims.yaml"
+    claims.write_text("claims: []\n")
+    assert "leads out of the working directory" in refused(
+        project, options=["--claims", f"../{claims.name}"]
+    )
+    job = submission(project / "trial.yaml", project, options=[f"--claims={claims}"])
+    assert f"{claims} is not uploaded: every node needs it at that place" in job.notes
+    claims.unlink()
+
+
+@pytest.mark.parametrize("place", ["", "my-model"])
+def test_a_file_whose_name_is_no_text(run: Run, project: Path, place: str) -> None:
+    folder = os.fsencode(project / place)
+    with open(folder + b"/bad\xff", "wb"):
+        pass
+    words = ("submit", project / "trial.yaml", "--working-dir", project, *NOWHERE)
+    code, out, err = run(*words)
+    assert code == 2
+    assert "bad\\xff: cannot be uploaded: its name is not UTF-8" in err.replace("\n", "")
+    assert "Traceback" not in out + err
+    if not place:  # what is needed goes along whatever is ignored
+        (project / ".rayignore").write_text("bad*\n")
+        assert "no job server answers" in run(*words)[2]
+
+
+def test_a_file_that_goes_before_it_is_packed(project: Path, tmp_path: Path) -> None:
+    packed = working_directory(project)
+    (project / "scorers.py").unlink()
+    with pytest.raises(InputError, match=r"scorers\.py: cannot be uploaded: No such file"):
+        packed.pack(tmp_path / "package.zip")
+
+
 def test_hub_ids_and_what_ships_are_no_files(project: Path) -> None:
     write_spec(project, model="org/model", datasets=["org/data", "demo/language"])
     job = submission(project / "trial.yaml", project)

@@ -15,7 +15,7 @@ import torch
 from page_ranges import page_ranges
 
 from optim.errors import InputError
-from optim.vattention import advice, host_memory, linux, mappings
+from optim.vattention import advice, linux, mappings
 from optim.vattention.arena import KVMemoryError, LiveTensorError, Reservation, Spans
 from optim.vattention.backend import new_arena
 from optim.vattention.host_memory import RESERVE_BYTES, HostMemory
@@ -274,16 +274,3 @@ def test_a_file_without_room_is_an_error(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_device_without_a_backend_is_refused_by_name() -> None:
     with pytest.raises(InputError, match="no memory backend for the device meta"):
         new_arena(Settings(), torch.device("meta"))
-
-
-def test_a_container_s_cached_files_are_memory_that_is_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "memory.max").write_text("1000000\n")
-    (tmp_path / "memory.current").write_text("990000\n")
-    (tmp_path / "memory.stat").write_text("anon 90000\ninactive_file 800000\n")
-    group = (str(tmp_path), "memory.max", "memory.current", "inactive_file")
-    monkeypatch.setattr(host_memory, "_GROUPS", [group])
-    assert host_memory.available_bytes() == 810_000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert host_memory.available_bytes() > 1_000_000

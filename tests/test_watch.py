@@ -47,7 +47,7 @@ def test_a_dead_driver_runs_nothing(run: Run, tmp_path: Path) -> None:
     results = make_results(tmp_path / "out", num_prompts=2, num_shards=1, num_datasets=1)
     put(results, 4)
     own = DriverLock(results.store, "out")._own
-    gone = replace(own, process_started=1.0, beat_at=time.time())
+    gone = replace(own, start_ticks=1, beat_s=time.monotonic())
     results.store.replace(LOCK_FILE, json.dumps(asdict(gone)).encode())
     assert "no driver runs it" in " ".join(run("watch", results.output)[1].split())
 

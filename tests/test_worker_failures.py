@@ -43,7 +43,10 @@ QUICK = Limits(straggle_s=1e9, backoff_s=0.1, max_backoff_s=1.0)
 
 def run(plan: Plan, limits: Limits = QUICK, **options: Any) -> tuple[Scheduler, Outcome]:
     results = prepared(plan)
+    on_notice = options.pop("on_notice", None)
     scheduler = Scheduler(plan, results, remote_worker=RemoteFaulty, limits=limits, **options)
+    if on_notice is not None:
+        scheduler.on_notice = on_notice
     scheduler.start()
     return scheduler, scheduler.run()
 
@@ -137,7 +140,9 @@ def test_a_configuration_that_always_raises_is_set_aside_alone(tmp_path: Path) -
 def test_want_of_memory_is_told_apart_and_ends_the_worker(tmp_path: Path) -> None:
     plan = simulated_plan(tmp_path, num_shards=4, configurations=ARMS)
     set_fault(plan, "memory-third")
-    _, outcome = run(plan)
+    told: list[str] = []
+    _, outcome = run(plan, on_notice=told.append)
+    assert told == ["worker 0 is replaced, and the run goes on: out of memory: MemoryError"]
     assert outcome.cells_done == 8
     assert outcome.failures.keys() == {"out_of_memory"}
     assert {record["kind"] for record in quarantined(plan)} <= {"out_of_memory", "error"}

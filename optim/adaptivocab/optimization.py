@@ -36,6 +36,10 @@ class _FromArtifact(BaseModel):
         """Fingerprint of the artifact; InputError where there is none."""
         return read_manifest(Path(self.artifact))[1]
 
+    def notes(self) -> list[str]:
+        """What the artifact says of how it was made."""
+        return read_manifest(Path(self.artifact))[0].notes
+
     def _opened(self, lm: LanguageModel, name: str) -> Artifact:
         artifact = Artifact.open(self.artifact)
         if artifact.manifest.base != lm.identity():

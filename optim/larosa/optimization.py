@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from optim.errors import InputError
 from optim.larosa.architecture import architecture_of
-from optim.larosa.artifact import Artifact
+from optim.larosa.artifact import Artifact, read_manifest
 from optim.larosa.break_even import RowRule, max_rows, place
-from optim.larosa.collection import content, made_from
+from optim.larosa.collection import content, made_from, members
 from optim.larosa.kernels.choice import require_dtype
 from optim.larosa.preparation import LarosaPreparation
 from optim.larosa.sparse_model import at_sparsity, selections, sparse_model
@@ -60,6 +60,12 @@ class Larosa(BaseModel):
     def content(self) -> str:
         """Fingerprint of the artifact; InputError where there is none."""
         return content(Path(self.artifact))
+
+    def notes(self) -> list[str]:
+        """What the artifact says of how it was made; of several in a folder, each by its name."""
+        found = members(Path(self.artifact))
+        said = [(path, note) for path in found for note in read_manifest(path)[0].notes]
+        return [note if len(found) == 1 else f"{path.name}: {note}" for path, note in said]
 
     def apply(self, lm: LanguageModel) -> LanguageModel:
         """The rotated model, sparse while decoding; shares what is unchanged with `lm`.
