@@ -21,8 +21,8 @@ class Optimization(Protocol):
     places: ClassVar[frozenset[str]]
     """Settings that say where something lies, which decides nothing."""
     # And `is_exact: ClassVar[bool]`, where it declares that it changes no output, or
-    # `keeps_vocabulary`, where tokens are the model's own after the stage `vocabulary`; and a method
-    # `notes() -> Iterable[str]`, where its artifact says sentences that a report has to repeat.
+    # `keeps_vocabulary`, where tokens are the model's own after the stage `vocabulary`; and a
+    # method `notes() -> Iterable[str]`, where its artifact says what a report has to repeat.
 
     def apply(self, lm: LanguageModel) -> LanguageModel:
         """A new model that shares unchanged parameters; the argument is left as it is.
