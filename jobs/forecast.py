@@ -163,7 +163,7 @@ def _unfilled(
     needed = 0
     if plan.workers.schedule != "leases":
         judgement = Judgement.model_validate(plan.analysis)
-        needed = fewest_units(plan.configurations, judgement, look=2)
+        needed = fewest_units(plan.configurations, judgement, look=2, num_sets=len(plan.datasets))
     return unfilled(plan, needed, lengths)
 
 
@@ -281,7 +281,8 @@ def _smallest(
     if (metric.is_timed or metric.is_memory) and fewest < MIN_SHARDS:
         reason = f"needs {MIN_SHARDS} shards of each dataset"
         return Visible(name, vs, metric.name, None, margin, reason)
-    needed = fewest_units(plan.configurations, judgement)
+    num_sets = len(plan.datasets)
+    needed = fewest_units(plan.configurations, judgement, num_sets=num_sets)
     if _num_units(plan, metric) < needed:
         unit = _unit(plan, metric)
         reason = f"finds nothing, however large: it needs {needed} {unit} in all"
@@ -301,7 +302,7 @@ def _smallest(
     smallest = mde(
         _standard_error(components, num_units, len(plan.seeds)),
         num_units - 1,
-        judgement.level(1),
+        judgement.shared(judgement.level(1), has_sets=num_sets > 1)[0],
         judgement.power,
     )
     shown = math.expm1(smallest) if metric.is_relative else smallest

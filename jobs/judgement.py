@@ -12,6 +12,9 @@ PRIMARY = ("completion_tokens", "e2e_s_per_byte", "kv_committed_peak_bytes", "bi
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Margin = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
+OF_SETS = 0.2
+"""Share of a level that is spent on whether data sets differ, where there are several: whether
+there is an effect at all is what most trials ask first."""
 MIN_SHARDS = 8
 """Shards per dataset that an interval for time, throughput or memory needs: rows of a shard share
 its cells' noise, so shards are what is independent, and fewer say too little of their spread."""
@@ -62,6 +65,14 @@ class Judgement(BaseModel):
         shows no excess (`tests/test_settle.py`).
         """
         return self.alpha * (1 - self.reserve) * self.reserve ** (look - 1)
+
+    @staticmethod
+    def shared(level: float, *, has_sets: bool) -> tuple[float, float]:
+        """A level as its parts: that there is a difference, and that data sets differ in it.
+
+        Both are words for a difference, so both are paid for; of one data set there is only one.
+        """
+        return (level * (1 - OF_SETS), level * OF_SETS) if has_sets else (level, 0.0)
 
     def margin(self, metric: Metric) -> float:
         return self.margins.get(metric.name, metric.margin)

@@ -89,10 +89,14 @@ def _least(
     size = abs(found.effect.log_estimate or 0.0)
     room = margin_on_scale(found, judgement.margin(found.metric)) - size
     # The next look's, which will judge it; all of α where none is kept for one.
-    alpha = (judgement.level(look + 1) or judgement.alpha) / num_open
+    level = judgement.level(look + 1) or judgement.alpha
+    alpha, same = judgement.shared(level, has_sets=len(found.effect.by_set or {}) > 1)[0], level
     power = judgement.power
     # Equivalence is two one-sided tests: each at α, and both have to succeed.
-    ways = [(size, alpha, power), (room, 2 * alpha, (1 + power) / 2)]
+    ways = [
+        (size, alpha / num_open, power),
+        (room, 2 * same / num_open, (1 + power) / 2),
+    ]
     wanted = [
         needed(components, target, num_units, num_seeds, level, chance)
         for target, level, chance in ways

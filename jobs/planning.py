@@ -56,7 +56,7 @@ def make_plan(spec: TrialSpec, spec_path: str | Path) -> tuple[Plan, list[dict[s
     configurations = tuple(_fingerprinted(c, model, generation, around) for c in configurations)
     wanted = with_shards(spec.datasets, configurations, spec.analysis)
     datasets, rows = _datasets(spec.model_copy(update={"datasets": wanted}), model)
-    needed = fewest_units(configurations, spec.analysis, look=2)
+    needed = fewest_units(configurations, spec.analysis, look=2, num_sets=len(datasets))
     own = [d.generation for d in datasets if d.generation is not None]
     require_one_vocabulary(own, configurations, spec_path)
     datasets = topped_up(datasets, spec.datasets, needed)

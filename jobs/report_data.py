@@ -12,7 +12,7 @@ from typing import Any
 
 import duckdb
 
-from cluster.plan import Plan
+from cluster.plan import Plan, origin
 from cluster.results import Results
 from jobs.answers import answer, headline_answer
 from jobs.artifact_notes import noted
@@ -52,6 +52,7 @@ def report_data(results: Results, claims: Sequence[Claim] | None = None) -> dict
             "judgement": found.judgement.model_dump(mode="json"),
             "looks": [look.model_dump(mode="json") for look in found.looks],
             "level": found.judgement.level(len(found.looks) + 1),
+            "set_level": _set_level(found),
             "test": TEST,
             "verdicts": verdict_rows(found, primary_only=True),
             "alarms": [asdict(alarm) for alarm in found.alarms],
@@ -78,6 +79,13 @@ def report_data(results: Results, claims: Sequence[Claim] | None = None) -> dict
     data["code"] = code_data(results)
     data["notes"] = [*history_notes(results), *noted(results), *notes, *found.scored.notes]
     return {key: _finite(value) for key, value in data.items()}
+
+
+def _set_level(found: Findings) -> float:
+    """The part of the level that is spent on whether data sets differ; 0 of a single one."""
+    has_sets = len({origin(dataset.name) for dataset in found.plan.datasets}) > 1
+    level = found.judgement.level(len(found.looks) + 1)
+    return found.judgement.shared(level, has_sets=has_sets)[1]
 
 
 def _finite(value: Any) -> Any:

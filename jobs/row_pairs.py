@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 
 import duckdb
 
+from cluster.plan import origin
 from jobs.metrics import column
 from jobs.pairing import ROW_METRICS, TIME_METRICS, cluster_of
 
@@ -23,25 +24,38 @@ class TextComparison:
 
 
 @dataclass(frozen=True)
-class RowComparison:
-    """How rows of equal (dataset, prompt, seed) end: what may be called equal, and what failed."""
+class RowCounts:
+    """How pairs of rows of equal (dataset, prompt, seed) end."""
 
     num_pairs: int = 0
+    num_completed: int = 0
+    """By both sides."""
     num_failed: int = 0
     """Of the configuration."""
     num_failed_reference: int = 0
     num_failed_apart: int = 0
     """Rows that failed on one side only."""
-    num_empty_sets: int = 0
-    """Data sets without a single pair that both sides completed."""
     num_cut: int = 0
     """Completions that the length budget ended; of the configuration."""
     num_cut_reference: int = 0
     num_cut_apart: int = 0
     """Completed pairs of other texts that the budget cut on either side."""
+
+
+@dataclass(frozen=True)
+class RowComparison(RowCounts):
+    """Of all data sets and of each: what may be called equal, and what failed."""
+
+    by_set: Mapping[str, RowCounts] = field(default_factory=dict)
+    """Data set -> its own; what was added to one later is part of it."""
     unequal: Mapping[str, int] = field(default_factory=dict)
     """Metric -> completed pairs that are not equal in it; counts that the length budget decided are
     equal only where texts are."""
+
+    @property
+    def sets(self) -> Mapping[str, RowCounts]:
+        """Each data set's; all rows as one where it is not known of which they are."""
+        return self.by_set or {"": self}
 
 
 def compare_rows(
@@ -60,37 +74,34 @@ def compare_rows(
     unequal += "".join(
         f", count(*) FILTER ({timed} AND o.{m} IS DISTINCT FROM r.{m})" for m in TIME_METRICS
     )
-    row = connection.execute(
+    rows = connection.execute(
         f"""
-        SELECT count(*) FILTER ({done} AND {other_text}), count(*) FILTER ({done}), count(*),
+        SELECT o.dataset, count(*) FILTER ({done} AND {other_text}), count(*),
+            count(*) FILTER ({done}),
             count(*) FILTER (o.error IS NOT NULL), count(*) FILTER (r.error IS NOT NULL),
             count(*) FILTER ((o.error IS NULL) <> (r.error IS NULL)),
-            count(DISTINCT o.dataset) - count(DISTINCT o.dataset) FILTER ({done}),
             count(*) FILTER ({done} AND o.finish_reason = 'length'),
             count(*) FILTER ({done} AND r.finish_reason = 'length'),
             count(*) FILTER ({done} AND {other_text} AND {by_budget}), {unequal}
         FROM generations o JOIN generations r USING (dataset, prompt_id, seed)
         WHERE o.configuration = ? AND r.configuration = ?
+        GROUP BY o.dataset
         """,
         [configuration, reference],
-    ).fetchone()
-    assert row is not None  # An aggregate without GROUP BY always has one row.
-    counts = dict(zip((*ROW_METRICS, *TIME_METRICS), row[10:], strict=True))
-    texts, (pairs, failed, failed_reference, apart, empty, cut, cut_reference, cut_apart) = (
-        TextComparison(*row[:2]),
-        row[2:10],
+    ).fetchall()
+    size = len(fields(RowCounts))
+    totals = [sum(column) for column in zip(*(row[1:] for row in rows), strict=True)]
+    totals = totals or [0] * (1 + size + len(ROW_METRICS) + len(TIME_METRICS))
+    sets: dict[str, list[int]] = {}
+    for name, _, *counts in rows:
+        so_far = sets.setdefault(origin(name), [0] * size)
+        sets[origin(name)] = [sum(pair) for pair in zip(so_far, counts[:size], strict=True)]
+    compared = RowComparison(
+        **asdict(RowCounts(*totals[1 : 1 + size])),
+        by_set={name: RowCounts(*counts) for name, counts in sorted(sets.items())},
+        unequal=dict(zip((*ROW_METRICS, *TIME_METRICS), totals[1 + size :], strict=True)),
     )
-    return texts, RowComparison(
-        num_pairs=pairs,
-        num_failed=failed,
-        num_failed_reference=failed_reference,
-        num_failed_apart=apart,
-        num_empty_sets=empty,
-        num_cut=cut,
-        num_cut_reference=cut_reference,
-        num_cut_apart=cut_apart,
-        unequal=counts,
-    )
+    return TextComparison(totals[0], compared.num_completed), compared
 
 
 @dataclass(frozen=True)

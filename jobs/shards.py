@@ -23,10 +23,15 @@ def num_tests(configurations: Sequence[Configuration], judgement: Judgement) -> 
 
 
 def fewest_units(
-    configurations: Sequence[Configuration], judgement: Judgement, look: int = 1
+    configurations: Sequence[Configuration],
+    judgement: Judgement,
+    look: int = 1,
+    *,
+    num_sets: int = 1,
 ) -> int:
     """Units without which none of a look's tests can find anything."""
     level = judgement.level(look) or judgement.level(1)
+    level, _ = judgement.shared(level, has_sets=num_sets > 1)
     return fewest_clusters(level, num_tests(configurations, judgement))
 
 
@@ -36,7 +41,9 @@ def with_shards(
     judgement: Judgement,
 ) -> tuple[DatasetSpec, ...]:
     """The datasets with shards: together enough for a verdict, at the next look too."""
-    wanted = math.ceil(fewest_units(configurations, judgement, look=2) / max(1, len(datasets)))
+    num_sets = max(1, len(datasets))
+    needed = fewest_units(configurations, judgement, look=2, num_sets=num_sets)
+    wanted = math.ceil(needed / num_sets)
     shards = max(MIN_SHARDS, wanted)
     return tuple(
         d if d.shards is not None else d.model_copy(update={"shards": shards}) for d in datasets

@@ -86,6 +86,8 @@ def verdict_notes(data: dict[str, Any]) -> Iterator[str]:
     alpha, level = data["judgement"]["alpha"], data["level"]
     primary = [BY_NAME[name].label for name in data["judgement"]["primary"]]
     now = f"judged at {level * 100:.2g} %" if level < alpha else "judged together"
+    if data["set_level"]:
+        now += f", {data['set_level'] * 100:.2g} % of it for data sets that differ"
     yield (
         f"Primary verdicts ({', '.join(primary)}; all comparisons together) are {now} (Holm): a "
         f"difference where there is none is among them with a chance of {alpha * 100:g} % at most, "

@@ -22,7 +22,7 @@ from jobs.analysis.swaps import MOST_SWAPS, NUM_SWAPS, fewest_clusters
 from jobs.comparison import Comparison, MetricEffect, main_effects
 from jobs.judgement import Judgement
 from jobs.looks import Look, Settled, Word, judged_anew, settled
-from jobs.withholding import alarms, length_ratio, trips_length_guard, why_withheld
+from jobs.withholding import alarms, faulty, guarded_length, trips_length_guard, why_withheld
 from jobs.wording import number_text, percent_text
 
 Family = Literal["primary", "exploratory"]
@@ -105,7 +105,9 @@ def judge(
         for effect in main_effects(comparison):
             before = decided.get((comparison.configuration, effect.metric.name))
             if before is not None and not comparison.is_duplicate:
-                verdicts[index, effect.metric.name] = _kept(before, effect, judgement)
+                verdicts[index, effect.metric.name] = _kept(
+                    before, effect, judgement, faulty(comparison, effect, raised)
+                )
     again = judged_anew(looks)
     return [
         Judged(
@@ -151,7 +153,9 @@ def _family(
     first = _originals(found, tested, comparisons, stated.copies)
     own = [each if first[i] == i else None for i, each in enumerate(tested)]
     num_tests = sum(e is not None and e.effect.test is not None for e in own)
-    num_swaps = swaps_for(level, num_tests)
+    has_sets = any(e is not None and len(e.effect.by_set or {}) > 1 for e in own)
+    levels = _Levels(*judgement.shared(level, has_sets=has_sets), level)
+    num_swaps = swaps_for(levels.differ, num_tests)
     p = adjust([None if e is None else _p(e.effect, num_swaps) for e in own])
     same = adjust([None if e is None else _tost(e, judgement, num_swaps) for e in own])
     apart = adjust([None if e is None else e.effect.interaction_p for e in own])
@@ -167,7 +171,7 @@ def _family(
             ),
             stated.family,
             judgement,
-            level,
+            levels,
             num_tests,
         )
         for i, (index, effect) in enumerate(found)
@@ -200,6 +204,16 @@ def _originals(
     return first
 
 
+class _Levels(NamedTuple):
+    """What each p of a family is held against."""
+
+    differ: float
+    apart: float
+    """That data sets differ; it and `differ` are both errors of saying a difference."""
+    same: float
+    """Equality where there is none is an error of its own."""
+
+
 class _Grounds(NamedTuple):
     """What a verdict is made of; every p is adjusted."""
 
@@ -230,7 +244,7 @@ def _verdict(
     grounds: _Grounds,
     family: Family,
     judgement: Judgement,
-    level: float,
+    levels: _Levels,
     num_tests: int,
 ) -> Verdict:
     effect, margin = found.effect, judgement.margin(found.metric)
@@ -238,29 +252,39 @@ def _verdict(
         if effect.num_units == 1:
             return Verdict("inconclusive", family, margin, reason=ONE_PAIR)
         return Verdict("exactly equal", family, margin)
-    smallest = _mde(found, judgement, level)
+    smallest = _mde(found, judgement, levels.differ)
     if grounds.withheld is not None:
         return Verdict("withheld", family, margin, mde=smallest, reason=grounds.withheld)
     if grounds.p is None:
         return Verdict("inconclusive", family, margin, reason=effect.reason)
-    word, reason = _word(found, grounds, judgement, level), None
+    word, reason = _word(found, grounds, judgement, levels), None
     if word == "mixed":
         reason = f"the data sets differ: {_by_set_text(found)}"
     elif word == "inconclusive":
-        reason = _too_few(effect, level, num_tests)
+        reason = _too_few(effect, levels.differ, num_tests)
     return Verdict(word, family, margin, grounds.p, grounds.same, smallest, reason)
 
 
-def _word(found: MetricEffect, grounds: _Grounds, judgement: Judgement, level: float) -> Word:
-    is_same = grounds.same is not None and grounds.same <= level
-    if grounds.p is not None and grounds.p <= level and not is_same:
+def _word(found: MetricEffect, grounds: _Grounds, judgement: Judgement, levels: _Levels) -> Word:
+    is_same = grounds.same is not None and grounds.same <= levels.same
+    are_apart = grounds.apart is not None and grounds.apart <= levels.apart
+    if are_apart and _opposed(found, judgement):
+        return "mixed"  # The mean of a gain and a loss is neither.
+    if grounds.p is not None and grounds.p <= levels.differ and not is_same:
         direction = judgement.direction(found.metric)
         if found.metric.is_memory and grounds.is_other_length:
             direction = "neither"
         return _directed(direction, (found.effect.estimate or 0) > 0)
-    if grounds.apart is not None and grounds.apart <= level and _matters(found, judgement):
+    if are_apart and _matters(found, judgement):
         return "mixed"
     return "equivalent" if is_same else "inconclusive"
+
+
+def _opposed(found: MetricEffect, judgement: Judgement) -> bool:
+    """Whether one data set gains, and another loses, more than what does not matter."""
+    margin = judgement.margin(found.metric)
+    own = (found.effect.by_set or {}).values()
+    return max(own, default=0.0) > margin and min(own, default=0.0) < -margin
 
 
 def _matters(found: MetricEffect, judgement: Judgement) -> bool:
@@ -309,8 +333,12 @@ def margin_on_scale(found: MetricEffect, margin: float) -> float:
     return math.log1p(margin) if found.metric.is_relative else margin
 
 
-def _kept(before: Settled, found: MetricEffect, judgement: Judgement) -> Verdict:
+def _kept(before: Settled, found: MetricEffect, judgement: Judgement, fault: str | None) -> Verdict:
+    """What an earlier look decided, unless the data that have come since show a fault."""
     level = judgement.level(before.look)
+    if fault is not None:
+        margin, reason = judgement.margin(found.metric), f"{fault} (an earlier look: {before.word})"
+        return Verdict("withheld", "primary", margin, reason=reason, look=before.look)
     return Verdict(
         before.word,
         "primary",
@@ -335,9 +363,10 @@ def _warnings(comparison: Comparison) -> tuple[str, ...]:
     if comparison.is_duplicate and comparison.texts.differing:
         lines.append("texts differ although nothing was changed: outputs are not reproducible here")
     if not comparison.is_duplicate and trips_length_guard(comparison):
-        ratio = length_ratio(comparison) or 0.0
+        ratio, name = guarded_length(comparison) or (1.0, None)
+        of_set = "" if name is None else f" of {name}"
         lines.append(
-            f"mean output length is {ratio * 100:.0f} % of the reference's (guard: 90 to 110 %), "
-            "so its speed gets no verdict"
+            f"mean output length{of_set} is {ratio * 100:.0f} % of the reference's (guard: 90 to "
+            "110 %), so its speed gets no verdict"
         )
     return tuple(lines)

@@ -149,7 +149,7 @@ def test_large_data_sets_give_the_shards_that_small_ones_lack() -> None:
 def test_a_plan_without_shards_has_what_the_verdicts_need(tmp_path: Path) -> None:
     path = spec_of(tmp_path, {"few": 1, "many": 400})
     spec = read_spec(path)
-    needed = fewest_units(expand(spec), spec.analysis, look=2)
+    needed = fewest_units(expand(spec), spec.analysis, look=2, num_sets=2)
     assert needed > 8 + 1, "so that the large data set has to give more than its 8"
     found = forecast(path, pilot_prompts=0)
     assert found.num_cells == 4 * needed, "two configurations, each with its repeat"
@@ -157,7 +157,7 @@ def test_a_plan_without_shards_has_what_the_verdicts_need(tmp_path: Path) -> Non
     assert (few.datasets, few.shards, few.needed_shards) == (("few",), 1, 8)
     (tmp_path / "one").mkdir()
     alone = forecast(spec_of(tmp_path / "one", {"many": 400}), pilot_prompts=0)
-    assert alone.num_cells == 4 * needed
+    assert alone.num_cells == 4 * fewest_units(expand(spec), spec.analysis, look=2)
     assert alone.unfilled == ()
 
 

@@ -53,13 +53,15 @@ class Judged:
     p: P | None = None
     same: P | None = None
     apart: P | None = None
-    level: float = 0.05
+    levels: tuple[float, float, float] = (0.05, 0.05, 0.0)
+    """Of each p."""
 
     @property
     def is_near(self) -> bool:
         """Whether another draw of swaps could change the word."""
         found = (self.p, self.same, self.apart)
-        return any(each is not None and each.is_near(self.level) for each in found)
+        pairs = zip(found, self.levels, strict=True)
+        return any(each is not None and each.is_near(level) for each, level in pairs)
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,15 @@ class Comparison:
         """Of the mean output in base tokens, which mean the same under every vocabulary."""
         return self.main["base_completion_tokens"].estimate or 0.0
 
-    @property
+    @cached_property
     def is_other_length(self) -> bool:
-        return not 0.9 <= 1 + self.length_change <= 1.1
+        """In the mean; and where data sets differ in it, in any of them."""
+        effect = self.main["base_completion_tokens"]
+        changes = [self.length_change]
+        if effect.swaps is not None and effect.by_set and len(effect.by_set) > 1:
+            p = effect.swaps.interaction_p(OWN_SWAPS)
+            changes += effect.by_set.values() if p is not None and p <= 0.05 else []
+        return not all(0.9 <= 1 + change <= 1.1 for change in changes)
 
     def withheld(self, effect: Effect, alarms: set[str]) -> str | None:
         metric = effect.metric
@@ -102,19 +110,26 @@ class Comparison:
         return "length" if self.is_other_length else None
 
     def _by_rows(self, effect: Effect) -> str | None:
-        pairs = list(row_pairs(self.trial, self.configuration, self.vs).items())
-        failed = [sum(pair[side]["error"] is not None for _, pair in pairs) for side in (0, 1)]
-        if abs(failed[0] - failed[1]) > 0.01 * len(pairs):
-            return "failures"
-        done = [(key, pair) for key, pair in pairs if is_completed(pair)]
+        pairs = row_pairs(self.trial, self.configuration, self.vs)
+        sets = {key[0] for key in pairs}
+        own = {name: [pair for key, pair in pairs.items() if key[0] == name] for name in sets}
+        done = {name: [pair for pair in own[name] if is_completed(pair)] for name in sets}
+        for name in sets:
+            apart = sum((one["error"] is None) != (two["error"] is None) for one, two in own[name])
+            if apart > (0.01 if apart > 1 else 0.05) * len(own[name]):
+                return "failures"
+        if any(done.values()) and not all(done.values()):
+            return "empty sets"
         if effect.identical:
-            if any((pair[0]["error"] is None) != (pair[1]["error"] is None) for _, pair in pairs):
+            if any((one["error"] is None) != (two["error"] is None) for one, two in pairs.values()):
                 return "failures apart"
-            if {key[0] for key, _ in pairs} - {key[0] for key, _ in done}:
+            if not any(done.values()):
                 return "empty sets"
-        cut = [sum(pair[i]["finish_reason"] == "length" for _, pair in done) for i in (0, 1)]
-        other = sum(texts_differ(pair) and cut_by_budget(pair) for _, pair in done)
-        is_cut = max(cut) > 0.1 * len(done) and other > 0.01 * len(done)
+        is_cut = False
+        for name in sets:
+            cut = [sum(pair[i]["finish_reason"] == "length" for pair in done[name]) for i in (0, 1)]
+            other = sum(texts_differ(pair) and cut_by_budget(pair) for pair in done[name])
+            is_cut |= max(cut) > 0.1 * len(done[name]) and other > 0.01 * len(done[name])
         return "cut" if effect.metric.is_length and is_cut else None
 
     @cached_property
@@ -207,7 +222,9 @@ def _family(
         for (_, effect), reason in zip(family, reasons, strict=True)
     ]
     num_tests = sum(each is not None for each in tested)
-    num_product = max(PRODUCT_SWAPS, math.ceil(10 * num_tests / level))
+    several = any(each is not None and len(each.by_set or {}) > 1 for each in tested)
+    levels = (level * 0.8, level * 0.2) if several else (level, 0.0)
+    num_product = max(PRODUCT_SWAPS, math.ceil(10 * num_tests / levels[0]))
     adjust = holm if is_primary else benjamini_hochberg
     margins = analysis.get("margins", {})
     p, same, apart = [], [], []
@@ -235,9 +252,9 @@ def _family(
     found = {}
     for i, (comparison, effect) in enumerate(family):
         given = [each[i] for each in adjusted]
-        word = _word(comparison, effect, reasons[i], given, analysis, level)
+        word = _word(comparison, effect, reasons[i], given, analysis, (*levels, level))
         found[comparison.configuration, effect.metric.name] = Judged(
-            effect, word, reasons[i], *given, level=level
+            effect, word, reasons[i], *given, levels=(levels[0], level, levels[1])
         )
     return found
 
@@ -257,7 +274,7 @@ def _word(
     reason: str | None,
     given: Sequence[P | None],
     analysis: Row,
-    level: float,
+    levels: tuple[float, float, float],
 ) -> str:
     p, same, apart = given
     if reason is not None:
@@ -267,16 +284,20 @@ def _word(
     if p is None or same is None:
         return "inconclusive"
     metric = effect.metric
-    is_same = same.value <= level
-    if p.value <= level and not is_same:
+    differ, of_sets, equal = levels
+    margin = analysis.get("margins", {}).get(metric.name, metric.margin)
+    own = list((effect.by_set or {}).values())
+    are_apart = apart is not None and apart.value <= of_sets
+    if are_apart and own and max(own) > margin and min(own) < -margin:
+        return "mixed"
+    is_same = same.value <= equal
+    if p.value <= differ and not is_same:
         better = analysis.get("directions", {}).get(metric.name, metric.better)
         is_more = (effect.estimate or 0.0) > 0
         if better == "neither" or (metric.is_memory and comparison.is_other_length):
             return "higher" if is_more else "lower"
         return "better" if is_more == (better == "higher") else "worse"
-    margin = analysis.get("margins", {}).get(metric.name, metric.margin)
-    largest = max(map(abs, (effect.by_set or {}).values()), default=0.0)
-    if apart is not None and apart.value <= level and largest > margin:
+    if are_apart and max(map(abs, own), default=0.0) > margin:
         return "mixed"
     return "equivalent" if is_same else "inconclusive"
 
