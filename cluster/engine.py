@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cluster.architecture_check import require_right
+from cluster.architecture_memory import KNOWN_CACHES, Case
 from cluster.batch import Batch
 from cluster.completion import Completion, EngineStats, Request, Score
 from cluster.prefixes import PrefixStore
@@ -22,7 +24,7 @@ from cluster.sampling import Sampler, step_key
 from cluster.scoring import encode_pair, windows
 from cluster.sequence import Sequence
 from cluster.stopping import StopFinder
-from optim.cache import CacheFactory, SlotCache
+from optim.cache import CacheFactory, SlotCache, cache_name
 from optim.errors import SequenceError
 from optim.model import LanguageModel, PhaseName
 from optim.window import is_longrope
@@ -33,7 +35,8 @@ class Engine:
 
     `batch_size` is the number of slots; `prefill_chunk` the tokens per prefill step, None for whole
     prompts. `max_length` bounds a sequence (prompt and completion); None is the model's context
-    length. With `prefixes`, requests with equal prompts are prefilled once.
+    length. With `prefixes`, requests with equal prompts are prefilled once. InputError for a
+    loaded model of an architecture that would not give its own outputs.
     """
 
     def __init__(
@@ -46,13 +49,14 @@ class Engine:
         max_length: int | None = None,
         prefixes: PrefixStore | None = None,
     ) -> None:
+        _require_right(lm, cache, batch_size, prefill_chunk)
         self.lm = lm
         self.prefixes = prefixes
         self.batch_size = batch_size
         self.prefill_chunk = prefill_chunk
         lengths = [n for n in (max_length, lm.context_length) if n is not None]
         self.max_length = min(lengths) if lengths else None
-        self._cache_factory = cache
+        self.cache_factory = cache
         self._sampler = Sampler(lm.vocabulary.keys_V, lm.vocabulary.base_lengths_V, lm.device)
         self._base_lengths: list[int] = lm.vocabulary.base_lengths_V.tolist()
         self._is_longrope = is_longrope(lm.model.config)
@@ -88,7 +92,7 @@ class Engine:
             except SequenceError:
                 continue
         longest = max(map(len, prompts), default=1)
-        cache: SlotCache = self.lm.cache(self._cache_factory, 1, longest)
+        cache: SlotCache = self.lm.cache(self.cache_factory, 1, longest)
         for ids in prompts:
             self.prefixes.announce(ids)
             try:
@@ -155,7 +159,7 @@ class Engine:
 
     def new_cache(self, longest: int) -> SlotCache:
         """A fresh cache for one call, for sequences of up to `longest` tokens."""
-        cache: SlotCache = self.lm.cache(self._cache_factory, self.batch_size, longest)
+        cache: SlotCache = self.lm.cache(self.cache_factory, self.batch_size, longest)
         return cache
 
     def forward(self, phase: PhaseName, **inputs: Any) -> Tensor:
@@ -302,3 +306,17 @@ class Engine:
             inputs = torch.tensor([after[:-1]], device=self.lm.device)
             rest = self.lm.model(input_ids=inputs, past_key_values=out.past_key_values).logits[0]
         return torch.cat([first, rest])
+
+
+def _require_right(
+    lm: LanguageModel, cache: CacheFactory | None, batch_size: int, prefill_chunk: int | None
+) -> None:
+    """InputError where a loaded model's architecture gives other outputs in such an engine."""
+    if lm.origin is None:
+        return
+    name = cache_name(lm.new_cache or cache)
+    case = Case(
+        name if name in KNOWN_CACHES else "dynamic", batch_size > 1, prefill_chunk is not None
+    )
+    is_foreign = not type(lm.model).__module__.startswith("transformers.")
+    require_right(lm.model.config, [case], source=lm.origin[0], trust_remote_code=is_foreign)

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from optim.cache import CacheFactory, DynamicSlotCache
-from optim.checkpoint import load_whole, require_decoder
+from optim.checkpoint import as_run, load_whole, require_decoder
 from optim.errors import InputError
 from optim.window import context_length
 
@@ -160,12 +160,10 @@ def load(
     """
     folder = resolve(path, revision=revision)
     where = torch.device(_device(device))
-    with _model_errors(path):
+    with model_errors(path):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         require_decoder(config, path)
-        if getattr(config, "output_router_logits", False):
-            # Fine-tunes save it with their training's settings: it is of the loss, not of the text.
-            config.output_router_logits = False
+        config = as_run(config)
         wanted = _dtype(dtype, config, where)
         _check_fits(config, wanted, where, path, trust_remote_code)
         model = load_whole(folder, path, config, dtype=wanted, trust_remote_code=trust_remote_code)
@@ -180,7 +178,7 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of a model; InputError where there is none."""
     folder = resolve(path, revision=revision)
-    with _model_errors(path):
+    with model_errors(path):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
@@ -303,7 +301,7 @@ def _check_fits(
 
 
 @contextmanager
-def _model_errors(path: str) -> Iterator[None]:
+def model_errors(path: str) -> Iterator[None]:
     """Say in one sentence why a folder is no model that can be read."""
     try:
         yield
