@@ -27,7 +27,7 @@ from cluster.stopping import StopFinder
 from optim.cache import CacheFactory, SlotCache, cache_name
 from optim.errors import SequenceError
 from optim.model import LanguageModel, PhaseName
-from optim.window import is_longrope
+from optim.window import changing_rope
 
 
 class Engine:
@@ -59,7 +59,7 @@ class Engine:
         self.cache_factory = cache
         self._sampler = Sampler(lm.vocabulary.keys_V, lm.vocabulary.base_lengths_V, lm.device)
         self._base_lengths: list[int] = lm.vocabulary.base_lengths_V.tolist()
-        self._is_longrope = is_longrope(lm.model.config)
+        self._rope = changing_rope(lm.model.config)
         self._ends = lm.end_ids
         self._stops = StopFinder(lm.tokenizer)
         self._num_embeddings = int(lm.model.get_input_embeddings().weight.shape[0])
@@ -141,7 +141,7 @@ class Engine:
             ids = [start]
         self._require_embeddings(ids)
         if self.max_length is not None and len(ids) >= self.max_length:
-            why = ": beyond it LongRoPE changes all positions" if self._is_longrope else ""
+            why = f": beyond it {self._rope} changes all positions" if self._rope else ""
             raise SequenceError(
                 f"the prompt has {len(ids)} tokens and the context window is {self.max_length}{why}"
             )

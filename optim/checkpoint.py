@@ -61,6 +61,9 @@ def require_decoder(config: Any, path: str) -> None:
         config_windows(config, config.model_type)
     except InputError as error:
         raise _refused(error.problem, path, _DECODER) from error
+    except (AttributeError, ValueError, TypeError, KeyError, IndexError) as error:
+        problem = f"{config.model_type} does not say which caches its layers need: {error}"
+        raise _refused(problem, path, _DECODER) from error
 
 
 def as_run(config: Any) -> Any:

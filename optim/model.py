@@ -315,7 +315,10 @@ def model_errors(path: str) -> Iterator[None]:
             field="model",
             mend="Install it, or give the model's weights as they were before they were quantised",
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (
+        OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError, AssertionError,
+        SafetensorError,
+    ) as error:  # fmt: skip
         first = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
             f"cannot be loaded: {first[0][:300]}",

@@ -8,6 +8,7 @@ short, so that short sequences cross them. What else the configuration says stay
 from __future__ import annotations
 
 import copy
+import logging
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,7 +18,9 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-VOCABULARY, WINDOW, POSITIONS = 96, 8, 32
+log = logging.getLogger(__name__)
+
+VOCABULARY, WINDOW, POSITIONS = 96, 8, 16
 _MOST_PARAMETERS = 60_000_000
 """Of a model that could only be cut in depth: more cannot be checked in seconds."""
 _STDS = (0.12, 0.06, 0.03, 0.015)
@@ -33,8 +36,10 @@ _HEADS = (
     "num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads",
     "encoder_attention_heads", "attention_heads", "swa_num_attention_heads",
 )  # fmt: skip
-_KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "swa_num_key_value_heads",
-              "num_global_key_value_heads")  # fmt: skip
+_KEY_HEADS = (
+    "num_key_value_heads", "num_kv_heads", "n_head_kv", "kv_n_heads", "swa_num_key_value_heads",
+    "num_global_key_value_heads",
+)  # fmt: skip
 _FEW_HEADS = 4
 _WIDTHS = ("hidden_size", "d_model", "n_embd", "dim", "emb_dim", "attention_hidden_size")
 _FEED_FORWARD = (
@@ -61,15 +66,12 @@ def small_model(config: Any, *, seed: int = 0, trust_remote_code: bool = False) 
 
     Raises what transformers raises where no cut of it can be built and run.
     """
-    first: Exception | None = None
-    for cut in (partial(_narrow, is_apart=True), _narrow, _shallow):
+    for cut in (partial(_narrow, is_apart=True), _narrow):
         try:
-            made = _cut(config, cut, trust_remote_code)
-            return _random(made, seed, trust_remote_code)
-        except Exception as error:  # whatever a foreign model raises
-            first = first or error
-    assert first is not None
-    raise first
+            return _random(_cut(config, cut, trust_remote_code), seed, trust_remote_code)
+        except Exception as error:  # whatever a foreign model raises where widths depend on others
+            log.debug("a cut cannot be run", extra={"reason": str(error)})
+    return _random(_cut(config, _shallow, trust_remote_code), seed, trust_remote_code)
 
 
 def _cut(config: Any, cut: Callable[[Any], None], trust_remote_code: bool) -> Any:
@@ -80,6 +82,8 @@ def _cut(config: Any, cut: Callable[[Any], None], trust_remote_code: bool) -> An
     for part in _parts(made):
         _keep_layers(part, _layers_needed(made, part, trust_remote_code))
     made.dtype = torch.float32
+    if hasattr(made, "validate"):
+        made.validate()
     return made
 
 
@@ -203,6 +207,10 @@ def _keep_layers(config: Any, kept: int) -> None:
         config.attention_types = [[pattern, kept // len(pattern)] for pattern, _ in kinds[:1]]
         kept = sum(len(pattern) * count for pattern, count in config.attention_types)
         config.attention_layers = config.attention_layers[:kept]
+    overrides = getattr(vars(config).get("_heterogeneity_spec"), "per_layer_overrides", None)
+    if isinstance(overrides, dict):
+        for layer in [layer for layer in overrides if layer >= kept]:
+            del overrides[layer]
     for name in _DEPTHS:
         if _number(config, name):
             setattr(config, name, kept)
@@ -219,13 +227,17 @@ def _narrow(config: Any, *, is_apart: bool = False) -> None:
     `is_apart`: their size is stated, and no width follows from it.
     """
     heads = max((_number(config, name) for name in _HEADS), default=0)
+    few = min(heads, _FEW_HEADS) or _FEW_HEADS
     for name in _WIDTHS:
-        if (width := _number(config, name)) and heads > _FEW_HEADS:
-            size = 32 if is_apart or width % heads else width // heads
-            setattr(config, name, _FEW_HEADS * size)
+        width = _number(config, name)
+        if is_apart and width > few * 32 and (heads > few or width > 512 or not heads):
+            setattr(config, name, few * 32)
+        elif width and heads > _FEW_HEADS:
+            setattr(config, name, few * (32 if width % heads else width // heads))
     for name in _KEY_HEADS:
-        if (number := _number(config, name)) > 1 and heads > _FEW_HEADS:
-            setattr(config, name, _FEW_HEADS if number >= heads else min(number, _FEW_HEADS // 2))
+        if (number := _number(config, name)) > 1 and (heads > _FEW_HEADS or not heads):
+            is_each = heads and number >= heads
+            setattr(config, name, _FEW_HEADS if is_each else min(number, _FEW_HEADS // 2))
     for name in _HEADS:
         if _number(config, name) > _FEW_HEADS:
             setattr(config, name, _FEW_HEADS)
@@ -276,8 +288,8 @@ def _shorten(config: Any) -> None:
                 setattr(config, name, POSITIONS)
     elif not any(ropes):
         for name in _POSITIONS:
-            if _number(config, name) > 8 * POSITIONS:
-                setattr(config, name, 8 * POSITIONS)
+            if _number(config, name) > 16 * POSITIONS:
+                setattr(config, name, 16 * POSITIONS)
 
 
 def _number(config: Any, name: str) -> int:
