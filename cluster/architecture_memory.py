@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 import cluster
 import optim
 from optim.cache import CACHES
+from optim.small_config import with_small_vocabulary
 
 FOLDER_VARIABLE = "OPTRIAL_CACHE"
 KNOWN_CACHES = (*CACHES, "vattention")
@@ -123,7 +124,8 @@ def _folder() -> Path:
 
 
 def _key(config: Any) -> str:
-    told = [type(config).__module__, type(config).__qualname__, _plain(config.to_dict())]
+    fields = _plain(with_small_vocabulary(config).to_dict())
+    told = [type(config).__module__, type(config).__qualname__, fields]
     attention = str(getattr(config, "_attn_implementation", None) or "sdpa")
     versions = {name: version(name) for name in ("torch", "transformers")}
     text = json.dumps([told, attention, versions, _code()], sort_keys=True, default=str)

@@ -74,6 +74,14 @@ def small_model(config: Any, *, seed: int = 0, trust_remote_code: bool = False) 
     return _random(_cut(config, _shallow, trust_remote_code), seed, trust_remote_code)
 
 
+def with_small_vocabulary(config: Any) -> Any:
+    """A copy with the vocabulary of every cut, which none of the rest depends on."""
+    made = copy.deepcopy(config)
+    for part in _parts(made):
+        _shallow(part)
+    return made
+
+
 def _cut(config: Any, cut: Callable[[Any], None], trust_remote_code: bool) -> Any:
     made = copy.deepcopy(config)
     for part in _parts(made):

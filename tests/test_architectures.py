@@ -246,6 +246,7 @@ def test_a_verdict_is_kept_under_what_it_depends_on(
     assert recall(CONFIG_MAPPING["llama"](**(LLAMA | {"num_key_value_heads": 4}))) is None
     named = copy.deepcopy(config)
     named.name_or_path, named.dtype = "elsewhere", torch.bfloat16
+    named.vocab_size, named.eos_token_id = 9999, 77
     assert recall(named) == SOUND
     monkeypatch.setattr(architecture_memory, "_code", lambda: "other code")
     assert recall(config) is None, "it was found by another engine"
