@@ -15,9 +15,10 @@ from transformers import AutoConfig
 
 from cluster.architecture_memory import ALL_CASES, KNOWN_CACHES, Case, Verdict, recall, store
 from cluster.plan import Configuration, ModelSource
+from optim.cache import CacheFactory, cache_name
 from optim.checkpoint import as_run, require_decoder
 from optim.errors import InputError
-from optim.model import model_errors, resolve
+from optim.model import LanguageModel, model_errors, resolve
 from optim.names import stage_of
 
 _OTHER = "Give another architecture, as Llama, Qwen or Gemma are"
@@ -47,6 +48,22 @@ def require_source(source: ModelSource, configurations: Iterable[Configuration])
     cases = cases_of(configurations)
     remote = source.trust_remote_code
     require_right(config, cases, source=source.path, trust_remote_code=remote)
+
+
+def require_engine(
+    lm: LanguageModel, cache: CacheFactory | None, batch_size: int, prefill_chunk: int | None
+) -> None:
+    """InputError where such an engine would not give the outputs of a model that was loaded.
+
+    One that was made in memory is its maker's to know.
+    """
+    if lm.origin is None:
+        return
+    name = cache_name(lm.new_cache or cache)
+    known = name if name in KNOWN_CACHES else "dynamic"
+    case = Case(known, batch_size > 1, prefill_chunk is not None)
+    is_foreign = not type(lm.model).__module__.startswith("transformers.")
+    require_right(lm.model.config, [case], source=lm.origin[0], trust_remote_code=is_foreign)
 
 
 def require_right(

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cluster.architecture_check import require_right
-from cluster.architecture_memory import KNOWN_CACHES, Case
+from cluster.architecture_check import require_engine
 from cluster.batch import Batch
 from cluster.completion import Completion, EngineStats, Request, Score
 from cluster.prefixes import PrefixStore
@@ -24,7 +23,7 @@ from cluster.sampling import Sampler, step_key
 from cluster.scoring import encode_pair, windows
 from cluster.sequence import Sequence
 from cluster.stopping import StopFinder
-from optim.cache import CacheFactory, SlotCache, cache_name
+from optim.cache import CacheFactory, SlotCache
 from optim.errors import SequenceError
 from optim.model import LanguageModel, PhaseName
 from optim.window import changing_rope
@@ -49,7 +48,7 @@ class Engine:
         max_length: int | None = None,
         prefixes: PrefixStore | None = None,
     ) -> None:
-        _require_right(lm, cache, batch_size, prefill_chunk)
+        require_engine(lm, cache, batch_size, prefill_chunk)
         self.lm = lm
         self.prefixes = prefixes
         self.batch_size = batch_size
@@ -306,17 +305,3 @@ class Engine:
             inputs = torch.tensor([after[:-1]], device=self.lm.device)
             rest = self.lm.model(input_ids=inputs, past_key_values=out.past_key_values).logits[0]
         return torch.cat([first, rest])
-
-
-def _require_right(
-    lm: LanguageModel, cache: CacheFactory | None, batch_size: int, prefill_chunk: int | None
-) -> None:
-    """InputError where a loaded model's architecture gives other outputs in such an engine."""
-    if lm.origin is None:
-        return
-    name = cache_name(lm.new_cache or cache)
-    case = Case(
-        name if name in KNOWN_CACHES else "dynamic", batch_size > 1, prefill_chunk is not None
-    )
-    is_foreign = not type(lm.model).__module__.startswith("transformers.")
-    require_right(lm.model.config, [case], source=lm.origin[0], trust_remote_code=is_foreign)
