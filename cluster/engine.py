@@ -26,7 +26,7 @@ from optim.cache import CacheFactory, SlotCache
 from optim.errors import SequenceError
 from optim.model import LanguageModel, PhaseName
 from optim.prompt_ids import prompt_ids
-from optim.window import is_longrope
+from optim.window import changing_rope
 
 
 class Engine:
@@ -34,7 +34,8 @@ class Engine:
 
     `batch_size` is the number of slots; `prefill_chunk` the tokens per prefill step, None for whole
     prompts. `max_length` bounds a sequence (prompt and completion); None is the model's context
-    length. With `prefixes`, requests with equal prompts are prefilled once.
+    length. With `prefixes`, requests with equal prompts are prefilled once. InputError for a
+    loaded model of an architecture that would not give its own outputs.
     """
 
     def __init__(
@@ -53,10 +54,10 @@ class Engine:
         self.prefill_chunk = prefill_chunk
         lengths = [n for n in (max_length, lm.context_length) if n is not None]
         self.max_length = min(lengths) if lengths else None
-        self._cache_factory = cache
+        self.cache_factory = cache
         self._sampler = Sampler(lm.vocabulary.keys_V, lm.vocabulary.base_lengths_V, lm.device)
         self._base_lengths: list[int] = lm.vocabulary.base_lengths_V.tolist()
-        self._is_longrope = is_longrope(lm.model.config)
+        self._rope = changing_rope(lm.model.config)
         self._ends = lm.end_ids
         self._stops = StopFinder(lm.tokenizer)
         self._num_embeddings = int(lm.model.get_input_embeddings().weight.shape[0])
@@ -89,7 +90,7 @@ class Engine:
             except SequenceError:
                 continue
         longest = max(map(len, prompts), default=1)
-        cache: SlotCache = self.lm.cache(self._cache_factory, 1, longest)
+        cache: SlotCache = self.lm.cache(self.cache_factory, 1, longest)
         for ids in prompts:
             self.prefixes.announce(ids)
             try:
@@ -137,7 +138,7 @@ class Engine:
             ids = [start]
         self._require_embeddings(ids)
         if self.max_length is not None and len(ids) >= self.max_length:
-            why = ": beyond it LongRoPE changes all positions" if self._is_longrope else ""
+            why = f": beyond it {self._rope} changes all positions" if self._rope else ""
             raise SequenceError(
                 f"the prompt has {len(ids)} tokens and the context window is {self.max_length}{why}"
             )
@@ -155,7 +156,7 @@ class Engine:
 
     def new_cache(self, longest: int) -> SlotCache:
         """A fresh cache for one call, for sequences of up to `longest` tokens."""
-        cache: SlotCache = self.lm.cache(self._cache_factory, self.batch_size, longest)
+        cache: SlotCache = self.lm.cache(self.cache_factory, self.batch_size, longest)
         return cache
 
     def forward(self, phase: PhaseName, **inputs: Any) -> Tensor:

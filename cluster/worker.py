@@ -18,12 +18,14 @@ from typing import Any
 
 import torch
 
+from cluster.architecture_check import require_source
 from cluster.arm import Arm, load_source, make_arm
 from cluster.completion import Completion, Request
 from cluster.engine import Engine
 from cluster.node_cache import NodeCache
 from cluster.plan import Block, Cell, Configuration, Plan
 from cluster.prefixes import PrefixStore
+from cluster.ragged_check import require_steady
 from cluster.results import Results
 from cluster.rows import (
     Circumstances,
@@ -37,6 +39,7 @@ from cluster.weight_order import order_weights
 from optim.allotment import available_memory_bytes, usable_cpus
 from optim.errors import InputError, SequenceError
 from optim.model import LanguageModel, fingerprint
+from optim.names import is_exact, stage_of
 from optim.optimization import Optimization
 from optim.registry import apply_all, optimization
 
@@ -55,6 +58,7 @@ class Worker:
         cache = self.plan.workers.node_cache
         self._cache = None if cache is None else NodeCache(cache)
         self._models: dict[str, LanguageModel] = {}  # by their optimisations
+        self._steady: set[tuple[Any, ...]] = set()
         self.device = "cpu"
         self._prompts: dict[str, list[dict[str, Any]]] | None = None
         self._prefixes: dict[str, PrefixStore] = {}  # of the block, by `Arm.prefill`
@@ -86,6 +90,7 @@ class Worker:
                 field="model",
                 mend="Leave its files alone while a trial runs, and let all nodes see the same",
             )
+        require_source(source, self.plan.configurations)
         self.base = load_source(source)
         self.base_tokenizer = self.base.tokenizer
         if self.base.device.type == "cuda":
@@ -112,8 +117,19 @@ class Worker:
             order_weights(made.model, self.plan.weight_order)
             self._models[key] = made
         arm = make_arm(configuration, self._models[key], self.base)
+        self._require_steady(arm, key)
         arm.warm_up()
         self.arms[name] = arm
+
+    def _require_steady(self, arm: Arm, model: str) -> None:
+        """InputError where a model's loaded weights give something else in a ragged batch."""
+        own = arm.configuration
+        seen = (model, own.cache, own.batch_size > 1, own.prefill_chunk)
+        if seen not in self._steady:
+            caches = [o.name for o in own.optimizations if stage_of(o.name) == "cache"]
+            exact = all(is_exact(name) for name in caches)
+            require_steady(arm.engine, is_exact=exact, source=self.plan.model.path)
+            self._steady.add(seen)
 
     def load(self) -> dict[str, Any]:
         """All of it: `open`, then every configuration."""

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from cluster.architecture_check import require_source
 from cluster.driver_lock import DriverLock, driving
 from cluster.layout import Layout
 from cluster.logs import attach_run_log, run_logger
@@ -192,6 +193,8 @@ def _run(
 
     scheduler = Scheduler(plan, results, on_progress=note, **options)
     if scheduler.num_pending:
+        on_stage("checking that the engine gives the outputs of models like this one")
+        require_source(plan.model, plan.configurations)
         require_writable(results, lock)
         if results.store.exists(MANIFEST):
             done = scheduler.outcome.cells_done

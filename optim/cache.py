@@ -12,11 +12,12 @@ Shapes: B active rows, H key/value heads, L columns, D head size.
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -96,6 +97,8 @@ class SlotView(Cache):  # type: ignore[misc]
 class SlotCache(ABC):
     """Keys and values of up to `num_slots` sequences of one model."""
 
+    name: ClassVar[str] = ""
+
     def __init__(self, model: PreTrainedModel, num_slots: int, max_length: int) -> None:
         self.num_slots = num_slots
         self.max_length = max_length
@@ -103,6 +106,7 @@ class SlotCache(ABC):
         self.device = model.device
         self._is_eager = _attention_of(model) == "eager"
         self._mask_dtype = model.dtype
+        self._is_plain = _counts_mask(model.config)
         self.windows = layer_windows(model)
         self.layers: list[SlotLayer] = [
             self.new_full_layer() if window is None else SlidingLayer(window)
@@ -225,7 +229,10 @@ class SlotCache(ABC):
         )
 
     def _masks(self, rows: Rows) -> Tensor | dict[str, Tensor]:
-        """One mask per layer type: bool for sdpa, additive for eager; [B, 1, 1, L]."""
+        """One mask per layer type: bool for sdpa, additive for eager; [B, 1, 1, L].
+
+        [B, L] where the model counts in it, which makes the rest of it itself.
+        """
         total_B1 = (rows.lengths_B + 1)[:, None]
         masks: dict[str, Tensor] = {}
         window = next((w for w in self.windows if w is not None), None)
@@ -235,6 +242,8 @@ class SlotCache(ABC):
             width = min(rows.longest, window - 1) + 1
             first_B1 = width - total_B1.clamp(max=window)
             masks[SLIDING] = torch.arange(width, device=self.device)[None] >= first_B1
+        if self._is_plain:
+            return masks[FULL]
         shaped = {kind: self._shape(mask_BL) for kind, mask_BL in masks.items()}
         # Models with one layer type take a plain tensor; only hybrid ones know the dict form.
         return next(iter(shaped.values())) if len(shaped) == 1 else shaped
@@ -255,6 +264,8 @@ CacheFactory = Callable[["PreTrainedModel", int, int], SlotCache]
 class DynamicSlotCache(SlotCache):
     """The baseline: one right-padded tensor per layer, as long as the longest live row."""
 
+    name = "dynamic"
+
     def new_full_layer(self) -> SlotLayer:
         return DynamicLayerSlots()
 
@@ -267,6 +278,8 @@ class DynamicSlotCache(SlotCache):
 
 class StaticSlotCache(SlotCache):
     """Slots x longest sequence, allocated at the first use and never given back."""
+
+    name = "static"
 
     def new_full_layer(self) -> SlotLayer:
         return StaticLayerSlots(self.num_slots, self.max_length)
@@ -291,30 +304,44 @@ def cache_factory(name: str) -> CacheFactory:
     return CACHES[name]
 
 
+def cache_name(factory: CacheFactory | None) -> str:
+    """What a cache is called, by what makes it: `dynamic` where nothing does."""
+    made = factory.func if isinstance(factory, functools.partial) else factory
+    return str(getattr(made, "name", "")) if made is not None else DynamicSlotCache.name
+
+
 def layer_windows(model: PreTrainedModel) -> list[int | None]:
     """Each layer's sliding window in tokens, None for full attention.
 
     Raises InputError for layers of other kinds (linear attention, chunked, state space), whose
     state is no keys and values per token.
     """
+    return config_windows(model.config, type(model).__name__)
+
+
+def config_windows(config: Any, name: str) -> list[int | None]:
+    """The same by a configuration alone; `name` is what the refusal calls the model."""
     windows: list[int | None] = []
-    kinds = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or []
-    for layer in DynamicCache(config=model.config).layers:
+    kinds = getattr(config.get_text_config(decoder=True), "layer_types", None) or []
+    for layer in DynamicCache(config=config).layers:
         if isinstance(layer, DynamicSlidingWindowLayer) and "chunked_attention" not in kinds:
             windows.append(layer.sliding_window)
         elif type(layer) is DynamicLayer:
             windows.append(None)
         else:
             raise InputError(
-                f"{type(model).__name__} has layers of the kind {type(layer).__name__}, and only "
-                "full and sliding-window attention can be batched in slots",
+                f"{name} has layers of the kind {type(layer).__name__}, and only full and "
+                "sliding-window attention can be batched in slots",
                 field="model",
             )
     if len({w for w in windows if w is not None}) > 1:
-        raise InputError(
-            f"{type(model).__name__} has sliding windows of several sizes", field="model"
-        )
+        raise InputError(f"{name} has sliding windows of several sizes", field="model")
     return windows
+
+
+def _counts_mask(config: Any) -> bool:
+    """Whether keys' positions are counted in the mask: ALiBi as BLOOM and Falcon have it."""
+    return config.model_type == "bloom" or getattr(config, "alibi", False) is True
 
 
 def _attention_of(model: PreTrainedModel) -> str:

@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from optim.cache import config_windows
 from optim.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,10 @@ def require_decoder(config: Any, path: str) -> None:
             path,
             _DECODER,
         )
+    is_encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if is_encoder and not getattr(config, "is_decoder", True):
+        problem = f"{config.model_type} is an encoder: its configuration says is_decoder: false"
+        raise _refused(problem, path, _DECODER)
     for name in getattr(config, "architectures", None) or ():
         if _OTHER_HEADS.search(name):
             problem = f"it is a {name}: it has no head that writes text"
@@ -51,6 +57,21 @@ def require_decoder(config: Any, path: str) -> None:
             path,
             _DECODER,
         )
+    try:
+        config_windows(config, config.model_type)
+    except InputError as error:
+        raise _refused(error.problem, path, _DECODER) from error
+    except (AttributeError, ValueError, TypeError, KeyError, IndexError) as error:
+        problem = f"{config.model_type} does not say which caches its layers need: {error}"
+        raise _refused(problem, path, _DECODER) from error
+
+
+def as_run(config: Any) -> Any:
+    """The configuration without what was of training; changed in place where it is."""
+    if getattr(config, "output_router_logits", False):
+        # Fine-tunes save it with their training's settings: it is of the loss, not of the text.
+        config.output_router_logits = False
+    return config
 
 
 def load_whole(folder: Path, path: str, config: Any, **options: Any) -> PreTrainedModel:

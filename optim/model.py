@@ -27,7 +27,7 @@ from transformers import (
 from optim.adapters import require_no_adapter
 from optim.allotment import available_memory_bytes
 from optim.cache import CacheFactory, DynamicSlotCache
-from optim.checkpoint import load_whole, require_decoder
+from optim.checkpoint import as_run, load_whole, require_decoder
 from optim.errors import InputError
 from optim.proxies import hub_address, proxy_words
 from optim.window import context_length
@@ -162,12 +162,10 @@ def load(
     """
     folder = resolve(path, revision=revision)
     where = torch.device(_device(device))
-    with _model_errors(path):
+    with model_errors(path):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         require_decoder(config, path)
-        if getattr(config, "output_router_logits", False):
-            # Fine-tunes save it with their training's settings: it is of the loss, not of the text.
-            config.output_router_logits = False
+        config = as_run(config)
         wanted = _dtype(dtype, config, where)
         _check_fits(config, wanted, where, path, trust_remote_code)
         model = load_whole(folder, path, config, dtype=wanted, trust_remote_code=trust_remote_code)
@@ -182,7 +180,7 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of a model; InputError where there is none."""
     folder = resolve(path, revision=revision)
-    with _model_errors(path):
+    with model_errors(path):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
@@ -191,7 +189,7 @@ def vocabulary_size(
 ) -> int:
     """How many token ids a model has, by its configuration."""
     folder = resolve(path, revision=revision)
-    with _model_errors(path):
+    with model_errors(path):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         return int(config.get_text_config(decoder=True).vocab_size)
 
@@ -324,7 +322,7 @@ def _check_fits(
 
 
 @contextmanager
-def _model_errors(path: str) -> Iterator[None]:
+def model_errors(path: str) -> Iterator[None]:
     """Say in one sentence why a folder is no model that can be read."""
     try:
         yield
@@ -338,7 +336,10 @@ def _model_errors(path: str) -> Iterator[None]:
             field="model",
             mend="Install it, or give the model's weights as they were before they were quantised",
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (
+        OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError, AssertionError,
+        SafetensorError,
+    ) as error:  # fmt: skip
         first = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
             f"cannot be loaded: {first[0][:300]}",

@@ -1,8 +1,8 @@
 """How many positions a model knows, by its configuration.
 
 Authors write it down in several ways. Scaled positions of YaRN reach `factor` times the original
-window, linear and dynamic ones `factor` times the stated one; those of Llama 3 and LongRoPE state
-the whole window (as vLLM reads them, `_get_and_verify_max_len`).
+window, linear ones `factor` times the stated one; those of Llama 3 and LongRoPE state the whole
+window (as vLLM reads them, `_get_and_verify_max_len`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ _NAMES = (
     "n_ctx",
 )  # fmt: skip
 _STATED_WHOLE = frozenset({"default", "llama3", "mrope", "proportional"})
+_CHANGING = {"longrope": "LongRoPE", "su": "LongRoPE", "dynamic": "dynamic RoPE"}
 # Gemma 3 states its window as scaled, beside a linear factor.
 _SCALED_ALREADY = ("gemma3",)
 
@@ -22,8 +23,9 @@ _SCALED_ALREADY = ("gemma3",)
 def context_length(config: Any) -> int | None:
     """Prompt and completion together; None where the model states no limit.
 
-    Of LongRoPE it is the original window: beyond it the factors of all positions are others, and
-    keys that are kept would have to be made anew, for every sequence at its own time.
+    Of LongRoPE and dynamic RoPE it is the original window: beyond it the factors of all positions
+    are others, and keys that are kept would have to be made anew, for every sequence at its own
+    time.
     """
     text = config.get_text_config(decoder=True)
     stated = next((v for n in _NAMES if (v := getattr(text, n, None)) is not None), None)
@@ -33,9 +35,10 @@ def context_length(config: Any) -> int | None:
     return min(lengths, default=stated)
 
 
-def is_longrope(config: Any) -> bool:
-    """Whether the window is smaller than the stated one, for the reason above."""
-    return any(_kind(rope) in ("longrope", "su") for rope in _ropes(config.get_text_config()))
+def changing_rope(config: Any) -> str | None:
+    """What makes the window smaller than the stated one, for the reason above."""
+    kinds = {_kind(rope) for rope in _ropes(config.get_text_config(decoder=True))}
+    return next((_CHANGING[kind] for kind in sorted(kinds) if kind in _CHANGING), None)
 
 
 def _ropes(config: Any) -> Iterator[Mapping[str, Any]]:
@@ -60,6 +63,8 @@ def _scaled(config: Any, stated: int, rope: Mapping[str, Any]) -> int:
     )
     if kind in ("longrope", "su"):
         return min(stated, int(original)) if original else stated
+    if kind == "dynamic":
+        return stated
     if kind in _STATED_WHOLE or not factor or config.model_type.startswith(_SCALED_ALREADY):
         return stated
     if kind == "yarn" and original:

@@ -12,6 +12,9 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if "OPTRIAL_CACHE" not in os.environ:  # of the session, whose other processes find it set
+    _REMEMBERED = tempfile.TemporaryDirectory(prefix="optrial-cache-")
+    os.environ["OPTRIAL_CACHE"] = _REMEMBERED.name
 # Ray's workers import the workers that tests define.
 os.environ["PYTHONPATH"] = ":".join(map(str, Path(__file__).parents[:2]))
 

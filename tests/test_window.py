@@ -37,7 +37,7 @@ LONG = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, ORIGINAL: 32}
         ("llama", stated(64) | rope("yarn", factor=4.0, **{ORIGINAL: 64}), 256),
         ("llama", stated(256) | rope("yarn", factor=4.0, **{ORIGINAL: 64}), 256),
         ("llama", stated(64) | rope("linear", factor=2.0), 128),
-        ("llama", stated(64) | rope("dynamic", factor=2.0), 128),
+        ("llama", stated(64) | rope("dynamic", factor=2.0), 64),
         ("llama", stated(128) | rope("llama3", factor=8.0, **BANDS, **{ORIGINAL: 16}), 128),
         ("phi3", SMALL | stated(256) | {ORIGINAL: 32} | rope("longrope", **LONG), 32),
         ("gpt2", {"n_positions": 96}, 96),

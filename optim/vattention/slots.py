@@ -35,6 +35,8 @@ class VAttentionSlotCache(SlotCache):
     unmapped when the last reference to the cache goes, or with `close`.
     """
 
+    name = "vattention"
+
     def __init__(
         self,
         model: PreTrainedModel,
