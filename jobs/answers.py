@@ -6,21 +6,21 @@ from collections import Counter
 from collections.abc import Sequence
 
 from jobs.comparison import Comparison, MetricEffect, main_effects, metrics_of
-from jobs.judgement import Judgement
+from jobs.findings import Findings
 from jobs.metrics import Metric, change_of
+from jobs.standing import DIRECTED, Standing, standing, why_texts_are_not_equal
 from jobs.verdicts import Judged, Verdict
-from jobs.wording import interval_text, plural
+from jobs.wording import in_pairs, interval_text, plural
 
-DIRECTED = frozenset({"better", "worse", "higher", "lower"})
-"""Verdicts that say that there is a difference."""
 _REPEATED = ("completion_tokens", "e2e_s", "completion_bytes_per_s", "kv_committed_peak_bytes")
 """What is said of a configuration that ran twice."""
 _MOST_NAMES = 3
 """Configurations that the one line names; of more it gives their number."""
 
 
-def headline_answer(judged: Sequence[Judged], judgement: Judgement) -> str:
+def headline_answer(found: Findings) -> str:
     """Did anything change? What primary verdicts say; quality first where it is worse."""
+    judged, judgement = found.judged, found.judgement
     arms = [j for j in judged if not j.comparison.is_duplicate and j.comparison.texts.compared]
     if not arms:
         return "Did anything change? There is nothing to compare yet."
@@ -33,9 +33,6 @@ def headline_answer(judged: Sequence[Judged], judgement: Judgement) -> str:
                 worse.append(said)
             elif said:
                 parts.append(said)
-    compared = [j.comparison for j in judged if j.comparison.texts.compared]
-    differing = [c.configuration for c in compared if c.texts.differing]
-    texts = f"texts differ in {_named(differing)}" if differing else "no text differs"
     primary = [v for j in arms for v in j.verdicts.values() if v.family == "primary"]
     open_ = Counter(str(verdict.word) for verdict in primary)
     others = [
@@ -43,10 +40,26 @@ def headline_answer(judged: Sequence[Judged], judgement: Judgement) -> str:
         for word, noun in (("mixed", "mixed"), ("inconclusive", "open"), ("withheld", "withheld"))
         if open_[word]
     ]
-    text = "; ".join([*worse, texts, *parts, *others])
+    text = "; ".join([*worse, _texts_of_all(found), *parts, *others])
     if not text.startswith(tuple(m.name for m in metrics if m.source == "score")):
         text = text[0].upper() + text[1:]  # a score's name is as it is written
     return f"Did anything change? {text}."
+
+
+def _texts_of_all(found: Findings) -> str:
+    """In which configurations texts differ; that none does only where all were compared."""
+    texts = [(j.comparison.configuration, j.comparison.texts) for j in found.judged]
+    differing = [name for name, each in texts if each.differing]
+    if differing:
+        return f"texts differ in {_named(differing)}"
+    if all(why_texts_are_not_equal(found, judged) is None for judged in found.judged):
+        return "no text differs"
+    return _counted(0, sum(each.compared for _, each in texts), "completed text")
+
+
+def _counted(differing: int, compared: int, noun: str = "text") -> str:
+    verb = "differs" if compared == 1 else "differ"
+    return f"{differing:,} of {plural(compared, noun)} {verb}"
 
 
 def _is_first(metric: Metric) -> bool:
@@ -79,39 +92,40 @@ def _with_changes(changed: dict[str, float], metric: Metric) -> str:
     return f"{len(changed)} configurations, by {least} to {most}"
 
 
-def answer(judged: Judged, judgement: Judgement) -> str:
+def answer(found: Findings, judged: Judged) -> str:
     """The trial's question for this comparison, answered in a sentence or two.
 
     Of primary metrics, with changes only where a verdict says that there is one; of an A/A pair,
     which has no verdicts, what was measured.
     """
     comparison = judged.comparison
-    parts = [_texts_sentence(comparison)]
+    parts = [_texts_sentence(found, judged)]
     if comparison.is_duplicate:
         start = f"{comparison.configuration} ({comparison.vs} run a second time): "
         names = list(_REPEATED)
     else:
         start = f"{comparison.configuration} against {comparison.vs}: "
-        metrics = filter(judgement.is_primary, metrics_of([comparison]))
+        metrics = filter(found.judgement.is_primary, metrics_of([comparison]))
         primary = sorted(metrics, key=lambda m: not _is_first(m))
         names = [m.name for m in primary]
     for name in names:
-        found = next((e for e in main_effects(comparison) if e.metric.name == name), None)
-        if found is None or found.effect.estimate is None or not found.is_shown:
+        effect = next((e for e in main_effects(comparison) if e.metric.name == name), None)
+        if effect is None or effect.effect.estimate is None or not effect.is_shown:
             continue
+        stands = standing(found, judged, effect)
         # Equal texts already say that tokens are equal.
-        if name == "completion_tokens" and found.effect.identical:
+        if name == "completion_tokens" and stands.is_equal and not comparison.texts.differing:
             continue
-        noun = _noun(comparison, found.metric)
-        parts.append(f"{noun} {_said_of(found, judged.verdicts.get(name))}")
+        parts.append(f"{_noun(comparison, effect.metric)} {_said_of(effect, stands)}")
     return start + "; ".join(parts) + "."
 
 
-def _said_of(found: MetricEffect, verdict: Verdict | None) -> str:
+def _said_of(found: MetricEffect, stands: Standing) -> str:
+    verdict = stands.verdict
     if verdict is None:
-        return effect_phrase(found)
+        return effect_phrase(found, stands)
     if verdict.word in DIRECTED:
-        return f"{verdict.word}, {effect_phrase(found, verdict)}"
+        return f"{verdict.word}, {effect_phrase(found, stands)}"
     if verdict.word == "exactly equal":
         return "exactly the same"
     if verdict.word in ("withheld", "mixed"):
@@ -151,33 +165,35 @@ def _memory_noun(comparison: Comparison) -> str:
     return f"KV memory held at the peak ({own} against a {rival} cache)"
 
 
-def _texts_sentence(comparison: Comparison) -> str:
+def _texts_sentence(found: Findings, judged: Judged) -> str:
+    comparison = judged.comparison
     differing, compared = comparison.texts.differing, comparison.texts.compared
     if compared == 0:
         return "nothing to compare yet"
-    verb = "differs" if compared == 1 else "differ"
-    counted = f"{differing:,} of {plural(compared, 'text')} {verb}"
     if differing and comparison.is_duplicate:
-        return f"{counted}, although nothing was changed: outputs are not reproducible here"
-    tokens = comparison.effect("completion_tokens")
-    if differing == 0 and tokens is not None and tokens.identical:
-        return f"{counted}: tokens are exactly the same"
-    return counted
+        return (
+            f"{_counted(differing, compared)}, although nothing was changed: outputs are not "
+            "reproducible here"
+        )
+    why = why_texts_are_not_equal(found, judged)
+    if why is not None:
+        return f"{_counted(differing, compared, 'completed text')} ({why})"
+    tokens = next(e for e in main_effects(comparison) if e.metric.name == "completion_tokens")
+    if differing == 0 and standing(found, judged, tokens).is_equal:
+        return f"{_counted(differing, compared)}: tokens are exactly the same"
+    return _counted(differing, compared)
 
 
-def effect_phrase(found: MetricEffect, verdict: Verdict | None = None) -> str:
+def effect_phrase(found: MetricEffect, stands: Standing) -> str:
     """A change with its interval, or why it has none; and that it is none where nothing says so."""
     effect = found.effect
-    if effect.identical:
-        return "exactly the same"
-    relative = found.metric.is_relative
     text = change_of(found.metric, effect.estimate)
-    is_shown = not effect.includes_zero
-    if verdict is not None:
-        is_shown = verdict.word in DIRECTED
+    if effect.identical:
+        return "exactly the same" if stands.is_equal else f"{text} {in_pairs(effect)}"
+    is_shown = stands.is_directed if stands.verdict is not None else not effect.includes_zero
     shown = "" if is_shown else ", no difference shown"
-    if effect.is_uniform:
+    if stands.is_uniform:
         return f"{text} in every unit"
     if effect.low is None:
         return f"{text} (no interval: {effect.reason})"
-    return f"{text} {interval_text(effect, relative=relative)}{shown}"
+    return f"{text} {interval_text(effect, relative=found.metric.is_relative)}{shown}"

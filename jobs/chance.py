@@ -9,33 +9,44 @@ from jobs.comparison import MetricEffect, main_effects
 from jobs.findings import Findings
 from jobs.metrics import Metric
 from jobs.single_run import pilot_lines
+from jobs.standing import Standing, standing, why_texts_are_not_equal
 from jobs.verdicts import Verdict
 from jobs.wording import p_text, plural
 
 
 def _repeats(found: Findings, metric: Metric) -> Iterator[str]:
     """What running one configuration twice changed: texts, or the time or memory asked for."""
-    for comparison in (j.comparison for j in found.judged if j.comparison.is_duplicate):
+    for judged in (j for j in found.judged if j.comparison.is_duplicate):
+        comparison = judged.comparison
         start = f"{comparison.vs}, run a second time"
         if metric.is_timed or metric.is_memory:
             again = next(e for e in main_effects(comparison) if e.metric.name == metric.name)
             if again.effect.estimate is not None:
-                yield f"{start}, gave {effect_phrase(again)}."
+                yield f"{start}, gave {effect_phrase(again, standing(found, judged, again))}."
             continue
         texts = comparison.texts
         counted = f"{start}, gave {texts.differing:,} other texts of {texts.compared:,}"
-        if texts.compared and not texts.differing:
+        why = why_texts_are_not_equal(found, judged)
+        if why is not None:
+            counted += f" that completed ({why})"
+        elif not texts.differing:
             counted += ": with equal seeds, nothing is left to chance but the seeds and the prompts"
         yield f"{counted}."
 
 
-def chance_lines(found: Findings, effect: MetricEffect, verdict: Verdict | None) -> Iterator[str]:
+def chance_lines(found: Findings, effect: MetricEffect, stands: Standing) -> Iterator[str]:
     """What of an effect chance could have done."""
-    if effect.effect.identical:
-        one = effect.effect.num_units == 1
-        yield "One pair shows nothing." if one else "Nothing: every pair is exactly equal."
+    verdict = stands.verdict
+    if stands.is_equal:
+        yield "Nothing: every pair is exactly equal."
+        return
+    if effect.effect.identical and effect.effect.num_units == 1:
+        yield "One pair shows nothing."
         return
     yield from _repeats(found, effect.metric)
+    if stands.why_withheld is not None:
+        yield f"It cannot be told: {stands.why_withheld}."
+        return
     chance = effect.effect.p
     if effect.effect.low is None:
         yield f"It cannot be told from chance: {effect.effect.reason}."

@@ -10,10 +10,11 @@ import pyarrow as pa
 
 from cluster.results import Results
 from cluster.schema import FLOAT, INT, TEXT, Column
-from jobs.comparison import MAIN_STATISTICS, MetricEffect, main_effects, statement
+from jobs.comparison import MAIN_STATISTICS, MetricEffect, main_effects
 from jobs.findings import Findings, read_findings
 from jobs.looks import TEST
 from jobs.query import connect
+from jobs.standing import standing, statement
 from jobs.table_files import VERSION, write_rows
 from jobs.tails import with_tails
 from jobs.verdicts import Judged
@@ -67,7 +68,11 @@ EFFECTS = [
     Column("verdict_reason", TEXT, "why there is no verdict, or why it is withheld"),
     Column("more_prompts", INT, "further prompts that would settle an open primary verdict"),
     Column("more_seeds", INT, "further seeds that would, instead"),
-    Column("statement", TEXT, "what the numbers say, short of a verdict"),
+    Column(
+        "statement",
+        TEXT,
+        "what the numbers say; short of a verdict no difference or equality",
+    ),
     Column("test", TEXT, "name and version of the test that verdicts go by"),
     Column("estimand", TEXT, "what is estimated; of several data sets, the mean of theirs"),
     Column("by_set", TEXT, "JSON: data set -> its own effect; null where there is one"),
@@ -144,7 +149,8 @@ def effect_rows(found: Findings) -> list[dict[str, Any]]:
 def effect_data(found: Findings, judged: Judged, effect: MetricEffect) -> dict[str, Any]:
     name = effect.metric.name
     is_main = effect.statistic in MAIN_STATISTICS
-    verdict = judged.verdicts.get(name) if is_main else None
+    stands = standing(found, judged, effect)
+    verdict = stands.verdict
     need = found.needs.get((judged.comparison.configuration, name)) if is_main else None
     return {
         "metric": name,
@@ -160,13 +166,15 @@ def effect_data(found: Findings, judged: Judged, effect: MetricEffect) -> dict[s
         "p_adjusted": verdict.p if verdict else None,
         "equivalence_p_adjusted": verdict.equivalence_p if verdict else None,
         "mde": verdict.mde if verdict else None,
-        "verdict_reason": verdict.reason if verdict else None,
+        "verdict_reason": verdict.reason if verdict else stands.why_withheld,
+        "is_equal": stands.is_equal,
+        "is_uniform": stands.is_uniform,
         "look": verdict.look if verdict else None,
         "judged_anew": verdict.judged_anew if verdict else None,
         "settling_probability": found.judgement.power if need else None,
         "more_prompts": need.num_prompts if need else None,
         "more_seeds": need.num_seeds if need else None,
-        "statement": statement(effect),
+        "statement": statement(effect, stands),
     }
 
 

@@ -13,16 +13,16 @@ from cluster.plan import Configuration
 from cluster.results import Results
 from jobs.analysis.effect import Effect
 from jobs.analysis.factorial import Contrast
-from jobs.answers import DIRECTED, effect_phrase, verdict_text
+from jobs.answers import effect_phrase, verdict_text
 from jobs.attribution import Attribution
 from jobs.chance import chance_lines, settling_lines
 from jobs.comparison import Comparison, MetricEffect, main_effects
 from jobs.explanation import Paragraph
 from jobs.findings import Findings, read_findings
-from jobs.metrics import Metric
+from jobs.metrics import Metric, change_of
 from jobs.query import connect
-from jobs.token_account import TokenAccount
-from jobs.verdicts import Verdict
+from jobs.standing import Standing, standing, why_texts_are_not_equal
+from jobs.verdicts import Judged
 from jobs.wording import number_text, percent_text, plural, relative_bounds
 from optim.errors import InputError
 from optim.names import stage_of
@@ -91,10 +91,8 @@ def _explained(found: Findings, name: str, metric: Metric) -> Iterator[Paragraph
     judged = found.of(name)
     comparison = judged.comparison
     effect = next(e for e in main_effects(comparison) if e.metric.name == metric.name)
-    verdict = judged.verdicts.get(metric.name)
-    yield Paragraph(
-        _question(comparison, effect, verdict), tuple(_measured(found, comparison, effect))
-    )
+    stands = standing(found, judged, effect)
+    yield Paragraph(_question(comparison, effect, stands), tuple(_measured(found, effect, stands)))
     if effect.effect.estimate is None:
         return
     own = found.plan.configuration(name)
@@ -102,20 +100,19 @@ def _explained(found: Findings, name: str, metric: Metric) -> Iterator[Paragraph
     unchanged = list(_could_not(found, own, reference, metric))
     if unchanged:
         yield Paragraph("What could not have changed it", tuple(unchanged))
-    did = [*_tokens(found.accounts[name], metric), *_by_factor(found, own, metric)]
+    did = [*_tokens(found, judged, metric), *_by_factor(found, own, metric)]
     if did:
-        is_shown = verdict is not None and verdict.word in DIRECTED
-        yield Paragraph("What did" if is_shown else "What it is made of", tuple(did))
-    yield Paragraph("How much is chance", tuple(chance_lines(found, effect, verdict)))
-    settle = list(settling_lines(found, name, metric, effect, verdict))
+        yield Paragraph("What did" if stands.is_directed else "What it is made of", tuple(did))
+    yield Paragraph("How much is chance", tuple(chance_lines(found, effect, stands)))
+    settle = list(settling_lines(found, name, metric, effect, stands.verdict))
     if settle:
         yield Paragraph("What would settle it", tuple(settle))
 
 
-def _question(comparison: Comparison, found: MetricEffect, verdict: Verdict | None) -> str:
+def _question(comparison: Comparison, found: MetricEffect, stands: Standing) -> str:
     label = found.metric.label.removeprefix("· ")
     start = f"{comparison.configuration} against {comparison.vs}"
-    if verdict is None or verdict.word not in DIRECTED:
+    if not stands.is_directed:
         return f"{start}: does it change {label}?"
     if found.metric.source == "score":
         word = "higher" if (found.effect.estimate or 0) > 0 else "lower"
@@ -124,22 +121,24 @@ def _question(comparison: Comparison, found: MetricEffect, verdict: Verdict | No
     return f"{start}: why {'more' if (found.effect.estimate or 0) > 0 else fewer} {label}?"
 
 
-def _measured(found: Findings, comparison: Comparison, effect: MetricEffect) -> Iterator[str]:
+def _measured(found: Findings, effect: MetricEffect, stands: Standing) -> Iterator[str]:
     show = effect.metric.show
     if effect.effect.estimate is None:
         yield f"Nothing can be said: {effect.effect.reason}."
         return
-    verdict = found.of(comparison.configuration).verdicts.get(effect.metric.name)
     units = plural(effect.effect.num_units, "pair")
     if effect.metric.source in ("rate", "peak"):
         units += " of shards"
+    said = effect_phrase(effect, stands)
+    if effect.effect.identical and not stands.is_equal:
+        said = change_of(effect.metric, effect.effect.estimate)  # the pairs are counted here
     yield (
         f"{effect.metric.heading}: {show(effect.reference_mean)} became "
-        f"{show(effect.mean)}, {effect_phrase(effect, verdict)}, over {units} of equal prompts and "
+        f"{show(effect.mean)}, {said}, over {units} of equal prompts and "
         f"{plural(len(found.plan.seeds), 'seed')}."
     )
-    if verdict is not None:
-        yield f"Verdict: {verdict_text(effect.metric, verdict)}."
+    if stands.verdict is not None:
+        yield f"Verdict: {verdict_text(effect.metric, stands.verdict)}."
 
 
 def _could_not(
@@ -177,8 +176,10 @@ def _cache_reason(found: Findings, name: str) -> str:
         reference = found.plan.configuration(comparison.vs)
         extra = {o.name for o in own.optimizations} ^ {o.name for o in reference.optimizations}
         if extra == {name} and comparison.texts.compared:
-            texts = comparison.texts
-            counted = f"{texts.differing:,} of {texts.compared:,} texts differ with it."
+            texts, why = comparison.texts, why_texts_are_not_equal(found, judged)
+            kind = "texts" if why is None else "completed texts"
+            counted = f"{texts.differing:,} of {texts.compared:,} {kind} differ with it"
+            counted += "." if why is None else f" ({why})."
             if texts.differing:
                 return f"it is meant to change none, but here {counted}"
             return f"{text} Here {counted}"
@@ -187,7 +188,7 @@ def _cache_reason(found: Findings, name: str) -> str:
             continue
         for contrast in each.contrasts:
             if len(contrast.factors) == 1 and _means(found, contrast.factors[0], name):
-                return f"{text} Its main effect here is {contrast_text(each, contrast)}."
+                return f"{text} Its main effect here is {contrast_text(found, each, contrast)}."
     return text
 
 
@@ -201,19 +202,40 @@ def _means(found: Findings, factor: str, name: str) -> bool:
     return before ^ after == {name}
 
 
-def contrast_text(attribution: Attribution, contrast: Contrast) -> str:
+def contrast_text(found: Findings, attribution: Attribution, contrast: Contrast) -> str:
     """A main effect or an interaction with its interval."""
     values = (contrast.estimate, contrast.low, contrast.high)
-    if not any(values):
-        return "exactly 0"
     relative = attribution.metric.is_relative
+    if not any(values):
+        return "exactly 0" if _is_whole(found, attribution.metric) else "0 in what completed"
     shown = [None if v is None else math.expm1(v) if relative else v for v in values]
     return relative_bounds(*shown, relative=relative)
 
 
-def _tokens(account: TokenAccount, metric: Metric) -> Iterator[str]:
+def _is_whole(found: Findings, metric: Metric) -> bool:
+    """Whether no verdict on the metric is withheld for a configuration that factors make."""
+    for judged in found.judged:
+        comparison = judged.comparison
+        if comparison.configuration not in found.design.cells.values():
+            continue
+        effect = next(e for e in main_effects(comparison) if e.metric.name == metric.name)
+        if standing(found, judged, effect).why_withheld or comparison.rows.num_failed_apart:
+            return False
+    return True
+
+
+def _tokens(found: Findings, judged: Judged, metric: Metric) -> Iterator[str]:
+    comparison = judged.comparison
+    account = found.accounts[comparison.configuration]
+    is_equal = any(
+        standing(found, judged, effect).is_equal
+        for effect in main_effects(comparison)
+        if effect.metric.name == "prompt_tokens"
+    )
     if metric.name == "prompt_tokens" and account.prompt is not None:
         if account.prompt.identical:
+            if not is_equal:
+                return
             yield "Nothing: both encode every prompt in exactly the same number of tokens."
         else:
             yield (
@@ -225,7 +247,7 @@ def _tokens(account: TokenAccount, metric: Metric) -> Iterator[str]:
         return
     divergence = account.divergence
     if account.encoding is not None and account.encoding.estimate is not None:
-        if account.prompt is not None and account.prompt.identical:
+        if is_equal:
             yield (
                 "Not the vocabulary: prompts take exactly the same tokens. (What is sampled can be "
                 f"spelt in other tokens than text is: {_phrase(account.encoding)}.)"
@@ -263,4 +285,4 @@ def _by_factor(found: Findings, own: Configuration, metric: Metric) -> Iterator[
             if set(contrast.factors) <= on and len(contrast.factors) <= 2:
                 kind = " x ".join(contrast.factors)
                 word = "on average" if len(contrast.factors) == 1 else "together, beyond their sum"
-                yield f"{kind}, {word}: {contrast_text(each, contrast)}."
+                yield f"{kind}, {word}: {contrast_text(found, each, contrast)}."

@@ -42,6 +42,8 @@ class Findings:
     """Of the primary metrics, and of what tokens are made of; empty without a full factorial."""
     scored: Scored = field(default_factory=Scored)
     """What outputs are scored by."""
+    unfinished: Mapping[str, str] = field(default_factory=dict)
+    """Configuration -> what is missing of it or its reference; A/A pairs too."""
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -79,6 +81,7 @@ def read_findings(
         design=design,
         attributions=attributions(connection, design, judgement, scored.comparable),
         scored=scored,
+        unfinished=unfinished,
     )
 
 

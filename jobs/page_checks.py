@@ -44,14 +44,24 @@ def _pair(place: int, pair: Data, alarms: list[Data]) -> list[Part]:
     if not compared:
         return [Prose(f"{name} repeats {vs}, and no text of both is there yet.", "nothing")]
     raised = [a for a in alarms if a["configuration"] == name]
+    why, noun = pair["texts_reason"], "text"
     same = "all are the same" if not differing else f"{differing:,} differ"
-    said = f"{name} repeats {vs}: of {plural(compared, 'text')} {same}"
-    if not raised:
+    if why is not None:
+        same, noun = f"none differs ({why})", "completed text"
+    said = f"{name} repeats {vs}: of {plural(compared, noun)} {same}"
+    if not raised and any(map(_is_tested, pair["effects"])):
         said += "; no time and no memory differs beyond chance"
     parts: list[Part] = [Prose(f"{said}.", "warning" if differing else "lede")]
     parts += [Prose(f"{line[:1].upper()}{line[1:]}.", "warning") for line in pair["warnings"]]
     figure = _figure(place, pair, {a["metric"] for a in raised})
     return [*parts, figure] if figure is not None else parts
+
+
+def _is_tested(row: Data) -> bool:
+    """Whether a time or memory of the pair could have raised an alarm."""
+    metric = METRIC[row["metric"]]
+    is_known = row["verdict_reason"] is None and (row["p"] is not None or row["is_equal"])
+    return (metric.is_timed or metric.is_memory) and is_known
 
 
 def _figure(place: int, pair: Data, raised: set[str]) -> Figure | None:

@@ -15,6 +15,7 @@ from jobs.page_words import (
     change_axis,
     finite,
     names_in,
+    score_change,
     shape,
     verdict_cell,
 )
@@ -138,22 +139,14 @@ def _tails(data: Data) -> Table | None:
 def _scores(scores: list[Data]) -> Table:
     rows: list[Row] = []
     for row in sorted(scores, key=lambda row: (row["scorer"], row["dataset"])):
-        own, difference = row["mean"], row["difference"]
-        shown = "reference"
-        if difference is not None:
-            shown = number_text(difference["estimate"], sign=True)
-            if difference["identical"]:
-                shown = "exactly 0"
-            elif difference["low"] is not None:
-                bounds = [number_text(difference[end], sign=True) for end in ("low", "high")]
-                shown = f"{shown} [{bounds[0]}, {bounds[1]}]"
+        own = row["mean"]
         rows.append(
             [
                 Cell(f"{row['scorer']} on {row['dataset']}", "key"),
                 Cell(row["configuration"]),
                 f"{own['num_units']:,}",
                 number_text(own["estimate"]) if own["estimate"] is not None else NOTHING,
-                shown,
+                score_change(row) if row["difference"] else "reference",
             ]
         )
     columns = ("Scorer", "Configuration", "Prompts", "Mean", "Difference, 95 % interval")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from jobs.page_effects import effect_of
 from jobs.page_parts import Cell, Figure, Part, Prose, Row, Section, table
 from jobs.page_plots import Sum, sums
 from jobs.page_words import change, finite, log_axis, share_text
@@ -16,6 +17,12 @@ _EXPLAINED = (
     "Encoding: the same text takes more or fewer tokens in another vocabulary. Length: another "
     "text, counted by the baseline's tokenizer. On the log scale both add up to the whole change."
 )
+_METRICS = {
+    "total": "completion_tokens",
+    "encoding": "tokens_per_base_token",
+    "length": "base_completion_tokens",
+    "prompt": "prompt_tokens",
+}
 _KEYS = (("encoding", "encoding: same text, other vocabulary"), ("length", "length: other text"))
 
 
@@ -66,7 +73,7 @@ def _figure(comparisons: list[Data]) -> Figure:
         encoding, length = _logs(account) or (0.0, 0.0)
         parts = [("encoding", encoding), ("length", length)]
         drawn.append(Sum(comparison["configuration"], parts, encoding + length))
-        shown = [_effect_text(account[name]) for name in ("total", "encoding", "length")]
+        shown = [_effect_text(comparison, name) for name in ("total", "encoding", "length")]
         shares = [share_text(account[f"{name}_share"]) for name in ("encoding", "length")]
         both = NOTHING if NOTHING in shares else f"{shares[0]} + {shares[1]}"
         rows.append([Cell(comparison["configuration"], "key"), *shown, both])
@@ -75,10 +82,13 @@ def _figure(comparisons: list[Data]) -> Figure:
     return Figure(title, svg, table("Completion tokens: numbers", columns, rows))
 
 
-def _effect_text(effect: Data | None) -> str:
+def _effect_text(comparison: Data, part: str) -> str:
+    effect = comparison["tokens"][part]
     if effect is None or effect["estimate"] is None:
         return NOTHING
-    return change({**effect, "metric": "completion_tokens"})
+    own = effect_of(comparison, _METRICS[part])
+    is_equal = own is not None and own["is_equal"]
+    return change({**effect, "metric": "completion_tokens", "is_equal": is_equal})
 
 
 def _texts(comparison: Data) -> list[Cell | str]:
@@ -89,7 +99,7 @@ def _texts(comparison: Data) -> list[Cell | str]:
     median, quartiles = found["median_chars"], found["quartile_chars"]
     return [
         Cell(comparison["configuration"], "key"),
-        _effect_text(account["prompt"]),
+        _effect_text(comparison, "prompt"),
         f"{identical:,} of {compared:,}" if compared else NOTHING,
         NOTHING if median is None else f"character {median + 1:,.0f}",
         NOTHING if quartiles is None else " to ".join(f"{q + 1:,.0f}" for q in quartiles),

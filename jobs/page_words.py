@@ -16,6 +16,7 @@ from jobs.wording import (
     duration_text,
     number_text,
     percent_text,
+    plural,
     relative_bounds,
 )
 
@@ -68,8 +69,21 @@ def verdict_cell(word: str | None, note: str = "") -> Cell:
 
 
 def change(row: dict[str, Any]) -> str:
-    """An effect with its interval; `exactly 0` where all pairs are equal."""
-    return "exactly 0" if row["identical"] else change_text(row)
+    """An effect with its interval; `exactly 0` where that may be said."""
+    return nothing(row, is_equal=row["is_equal"]) if row["identical"] else change_text(row)
+
+
+def nothing(effect: dict[str, Any], *, is_equal: bool) -> str:
+    """Of an effect whose pairs are all equal."""
+    return "exactly 0" if is_equal else f"0 in {plural(effect['num_units'], 'pair')}"
+
+
+def score_change(row: dict[str, Any]) -> str:
+    """The difference of a row of scores from its reference, with its interval."""
+    found = row["difference"]
+    if found["identical"]:
+        return nothing(found, is_equal=row["is_equal"])
+    return relative_bounds(found["estimate"], found["low"], found["high"], relative=False)
 
 
 def share_text(share: float | None) -> str:

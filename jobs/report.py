@@ -118,15 +118,16 @@ def _effect_cells(metric: Metric, row: dict[str, Any]) -> list[Text]:
     effect = _effect(row)
     relative = row["statistic"] != "mean difference"
     change = percent_text(effect.estimate) if relative else number_text(effect.estimate, sign=True)
-    bounds = interval_text(effect, relative=relative)
+    bounds = interval_text(effect, relative=relative, is_equal=row["is_equal"])
     if effect.reason is not None:
         bounds = "no interval"
-    elif effect.is_uniform:
+    elif row["is_uniform"]:
         bounds = "in every unit"
     cells = (metric.show(row["reference_mean"]), metric.show(row["mean"]), change, bounds)
-    includes_zero = effect.includes_zero and not effect.identical
-    note = Text("includes 0" if includes_zero else "", style="dim")
-    return [Text(metric.label), *map(Text, cells), note]
+    note = "includes 0" if effect.includes_zero and not effect.identical else ""
+    if row["verdict"] == "withheld":
+        note = "withheld"
+    return [Text(metric.label), *map(Text, cells), Text(note, style="dim")]
 
 
 def _footnotes(comparisons: list[dict[str, Any]]) -> list[str]:
@@ -168,7 +169,10 @@ def _scores_table(scores: list[dict[str, Any]]) -> Table:
             cells += ["reference", "", ""]
         else:
             found = _effect(difference)
-            cells += [number_text(found.estimate, sign=True), interval_text(found)]
+            cells += [
+                number_text(found.estimate, sign=True),
+                interval_text(found, is_equal=row["is_equal"]),
+            ]
             cells.append(p_text(found.p))
         table.add_row(*map(Text, cells))
     return table

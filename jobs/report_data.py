@@ -17,6 +17,7 @@ from cluster.results import Results
 from jobs.answers import answer, headline_answer
 from jobs.artifact_notes import noted
 from jobs.claims import Checked, Claim, check_claims
+from jobs.comparison import main_effects
 from jobs.dominance import dominance_notes
 from jobs.effects_table import effect_data, verdict_rows
 from jobs.findings import Findings, read_findings
@@ -28,8 +29,8 @@ from jobs.memory_notes import memory_notes
 from jobs.metrics import METRICS, Metric, describe
 from jobs.query import connect
 from jobs.row_faults import error_notes
-from jobs.scored import Scored
 from jobs.sparsity_notes import sparsity_notes
+from jobs.standing import standing, why_texts_are_not_equal
 from jobs.steadiness import steadiness, steadiness_data, steadiness_notes
 from jobs.tails import with_tails
 from jobs.verdicts import Judged
@@ -47,7 +48,7 @@ def report_data(results: Results, claims: Sequence[Claim] | None = None) -> dict
         found = with_tails(connection, read_findings(connection, plan))
         load = loads(connection)
         data = {
-            "answer": headline_answer(found.judged, found.judgement),
+            "answer": headline_answer(found),
             "trial": _trial(connection, results, plan),
             "judgement": found.judgement.model_dump(mode="json"),
             "looks": [look.model_dump(mode="json") for look in found.looks],
@@ -75,7 +76,7 @@ def report_data(results: Results, claims: Sequence[Claim] | None = None) -> dict
         ]
     finally:
         connection.close()
-    data["scores"] = _scores(found.scored)
+    data["scores"] = _scores(found)
     data["code"] = code_data(results)
     data["notes"] = [*history_notes(results), *noted(results), *notes, *found.scored.notes]
     return {key: _finite(value) for key, value in data.items()}
@@ -207,12 +208,13 @@ def _comparison_data(found: Findings, judged: Judged) -> dict[str, Any]:
         "is_duplicate": comparison.is_duplicate,
         "caches": comparison.caches,
         "texts": asdict(comparison.texts),
+        "texts_reason": why_texts_are_not_equal(found, judged),
         "tokens": asdict(found.accounts[comparison.configuration], dict_factory=_written),
         "warnings": list(judged.warnings),
         "effects": [
             effect_data(found, judged, effect) for effect in comparison.effects if effect.is_shown
         ],
-        "answer": answer(judged, found.judgement),
+        "answer": answer(found, judged),
     }
 
 
@@ -221,16 +223,23 @@ def _written(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return {name: value for name, value in pairs if name != "test"}
 
 
-def _scores(scored: Scored) -> list[dict[str, Any]]:
+def _scores(found: Findings) -> list[dict[str, Any]]:
     """Per configuration, data set and scorer; bits per byte stands among the metrics already."""
+    equal = {
+        (judged.comparison.configuration, effect.metric.name)
+        for judged in found.judged
+        for effect in main_effects(judged.comparison)
+        if standing(found, judged, effect).is_equal
+    }
     return [
         {
             **row,
+            "is_equal": (row["configuration"], row["scorer"]) in equal,
             "mean": row["mean"].as_dict(),
             "difference": row["difference"].as_dict() if row["difference"] else None,
             "binary": asdict(row["binary"]) if row["binary"] else None,
         }
-        for row in scored.statistics
+        for row in found.scored.statistics
     ]
 
 

@@ -9,7 +9,15 @@ from typing import Any
 
 from jobs.comparison import MAIN_STATISTICS
 from jobs.metrics import METRICS
-from jobs.page_words import METRIC, change, contrast_text, is_nothing, label, share_text
+from jobs.page_words import (
+    METRIC,
+    change,
+    contrast_text,
+    is_nothing,
+    label,
+    score_change,
+    share_text,
+)
 from jobs.set_table import HEADING, set_columns, set_rows
 from jobs.tails import TAILS
 from jobs.trial_words import NO_VERDICT, headline, shortcomings
@@ -153,9 +161,7 @@ def _scores(scores: list[Data]) -> Iterator[str]:
         own, difference = row["mean"], row["difference"]
         cells = [row["scorer"], row["dataset"], row["configuration"], f"{own['num_units']:,}"]
         cells.append(number_text(own["estimate"]))
-        shown = [number_text(difference[end], sign=True) for end in ("estimate", "low", "high")] \
-            if difference else []  # fmt: skip
-        cells.append(f"{shown[0]} [{shown[1]}, {shown[2]}]" if shown else "reference")
+        cells.append(score_change(row) if difference else "reference")
         rows.append(cells)
     if rows:
         columns = ("scorer", "dataset", "configuration", "prompts", "mean", "difference")

@@ -19,11 +19,13 @@ from cluster.plan import origin
 from jobs.analysis.levels import SMALLEST, Bins, Rows, Sample
 from jobs.analysis.swaps import fewest_clusters
 from jobs.analysis.tails import LEVEL, fewest_rows, num_clusters, tail_effect
-from jobs.comparison import Comparison, MetricEffect, Statistic
+from jobs.comparison import Comparison, MetricEffect, Statistic, main_effects
 from jobs.findings import Findings
 from jobs.judgement import MIN_SHARDS
 from jobs.metrics import METRICS
 from jobs.pairing import ROUNDS, TIME_METRICS, in_leases
+from jobs.standing import standing
+from jobs.verdicts import Judged
 from jobs.wording import plural
 
 TAILS: dict[Statistic, float] = {"p95": 0.95, "p99": 0.99}
@@ -40,9 +42,27 @@ def with_tails(connection: duckdb.DuckDBPyConnection, found: Findings) -> Findin
     """The same findings, with the effects on the slowest rows behind those of each comparison."""
     judged = []
     for each in found.judged:
-        effects = (*each.comparison.effects, *tail_effects(connection, each.comparison))
+        tails = _withheld(found, each, tail_effects(connection, each.comparison))
+        effects = (*each.comparison.effects, *tails)
         judged.append(replace(each, comparison=replace(each.comparison, effects=effects)))
     return replace(found, judged=judged)
+
+
+def _withheld(found: Findings, judged: Judged, tails: list[MetricEffect]) -> list[MetricEffect]:
+    """Without an interval and p where the verdict of the metric is withheld, for its reason."""
+    reasons = {
+        effect.metric.name: standing(found, judged, effect).why_withheld
+        for effect in main_effects(judged.comparison)
+        if effect.metric.name in TIME_METRICS
+    }
+    made = []
+    for tail in tails:
+        reason = reasons.get(tail.metric.name)
+        if reason is not None and tail.effect.estimate is not None:
+            bare = replace(tail.effect.withheld(reason), identical=False)
+            tail = replace(tail, effect=bare)
+        made.append(tail)
+    return made
 
 
 def tail_effects(

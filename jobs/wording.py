@@ -49,10 +49,17 @@ def percent_text(fraction: float | None) -> str:
     return f"{percent:+,.{digits}f} %"
 
 
-def interval_text(effect: Effect, *, relative: bool = False, sign: bool = True) -> str:
-    """`[low, high]`, `exactly equal`, or nothing."""
+def in_pairs(effect: Effect) -> str:
+    """Where a change of 0 was seen, which is not everywhere that it might be."""
+    return f"in {plural(effect.num_units, 'pair')}"
+
+
+def interval_text(
+    effect: Effect, *, relative: bool = False, sign: bool = True, is_equal: bool = False
+) -> str:
+    """`[low, high]`, or nothing; of equal pairs their number, or `exactly equal` if it is known."""
     if effect.identical:
-        return "exactly equal"
+        return "exactly equal" if is_equal else in_pairs(effect)
     if effect.low is None or effect.high is None:
         return NOTHING
     if relative:
