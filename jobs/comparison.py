@@ -289,15 +289,3 @@ def _guarded(effect: Effect, a: Numbers, b: Numbers, pairs: PairedTimes | Paired
     return effect.withheld(
         f"{plural(fewest, 'shard')} per dataset, and {MIN_SHARDS} are needed for an interval"
     )
-
-
-def statement(found: MetricEffect) -> str:
-    """What the numbers say, short of a verdict."""
-    effect = found.effect
-    if effect.identical:
-        return "exactly the same"
-    if effect.reason is not None:
-        return f"no interval: {effect.reason}"
-    if effect.includes_zero:
-        return "interval includes 0: no difference shown"
-    return "higher" if (effect.estimate or 0) > 0 else "lower"

@@ -12,8 +12,8 @@ from jobs.analysis.effect import Effect
 from jobs.comparison import MAIN_STATISTICS, Comparison, MetricEffect
 from jobs.findings import Findings
 from jobs.verdicts import Judged, Verdict
-from jobs.withholding import FAILURE_MARGIN
-from jobs.wording import in_pairs, plural
+from jobs.withholding import why_not_all, why_unlike
+from jobs.wording import in_pairs
 
 DIRECTED = frozenset({"better", "worse", "higher", "lower"})
 """Verdicts that say that there is a difference."""
@@ -44,7 +44,9 @@ def standing(found: Findings, judged: Judged, effect: MetricEffect) -> Standing:
     why = _why_withheld(found, judged, effect, verdict)
     is_equal = effect.effect.identical and why is None
     if judged.comparison.is_duplicate:
-        is_equal = is_equal and effect.effect.num_units > 1 and _why_apart(judged) is None
+        is_equal = (
+            is_equal and effect.effect.num_units > 1 and why_not_all(judged.comparison) is None
+        )
     else:
         is_equal = is_equal and verdict is not None and verdict.word == "exactly equal"
     return Standing(
@@ -63,7 +65,7 @@ def why_texts_are_not_equal(found: Findings, judged: Judged) -> str | None:
     verdict = judged.verdicts.get("completion_tokens")
     if verdict is not None and verdict.word == "withheld":
         return verdict.reason
-    why = _why_unsound(found, comparison) or _why_apart(judged)
+    why = _why_unsound(found, comparison) or why_not_all(judged.comparison)
     if why is None and comparison.texts.compared <= 1:
         return "one pair shows no equality"
     return why
@@ -98,25 +100,8 @@ def _why_withheld(
 
 def _why_unsound(found: Findings, comparison: Comparison) -> str | None:
     """Why a comparison shows nothing, where no verdict says so."""
-    rows = comparison.rows
-    if comparison.configuration in found.unfinished:
-        return found.unfinished[comparison.configuration]
-    if abs(rows.num_failed - rows.num_failed_reference) > FAILURE_MARGIN * rows.num_pairs:
-        return (
-            f"{rows.num_failed:,} of {rows.num_pairs:,} rows failed, and "
-            f"{rows.num_failed_reference:,} of {comparison.vs}'s: what completed does not compare"
-        )
-    return None
-
-
-def _why_apart(judged: Judged) -> str | None:
-    """Why equal pairs of completed rows are no equality of all."""
-    rows = judged.comparison.rows
-    if rows.num_failed_apart:
-        return f"{plural(rows.num_failed_apart, 'row')} failed on one side only"
-    if rows.num_empty_sets:
-        return f"{plural(rows.num_empty_sets, 'data set')} without a single completed pair"
-    return None
+    unfinished = found.unfinished.get(comparison.configuration)
+    return unfinished or why_unlike(comparison)
 
 
 def _is_uniform(effect: Effect) -> bool:

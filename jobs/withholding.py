@@ -141,6 +141,12 @@ def _by_alarm(found: MetricEffect, raised: Sequence[Alarm]) -> str | None:
 
 
 def _by_failures(comparison: Comparison, found: MetricEffect) -> str | None:
+    """Why what completed does not compare, or is no equality of all."""
+    unlike = why_unlike(comparison)
+    return unlike or (why_not_all(comparison) if found.effect.identical else None)
+
+
+def why_unlike(comparison: Comparison) -> str | None:
     """Where other prompts completed on one side than on the other, in any data set.
 
     Effects count data sets alike, so each has to compare on its own.
@@ -154,14 +160,22 @@ def _by_failures(comparison: Comparison, found: MetricEffect) -> str | None:
                 f"{own.num_failed_reference:,} of {comparison.vs}'s: what completed does not "
                 "compare"
             )
-    empty = [n for n, own in rows.sets.items() if own.num_pairs and not own.num_completed]
+    empty = _empty_sets(rows)
     if empty and len(empty) < len(rows.sets):
         return f"no pair of {', '.join(empty)} completed, and effects are of all data sets"
-    if found.effect.identical and rows.num_failed_apart:
-        return f"{plural(rows.num_failed_apart, 'row')} failed on one side only"
-    if found.effect.identical and empty:
-        return "no pair completed"
     return None
+
+
+def why_not_all(comparison: Comparison) -> str | None:
+    """Why equal pairs of completed rows are no equality of all."""
+    rows = comparison.rows
+    if rows.num_failed_apart:
+        return f"{plural(rows.num_failed_apart, 'row')} failed on one side only"
+    return "no pair completed" if _empty_sets(rows) else None
+
+
+def _empty_sets(rows: RowComparison) -> list[str]:
+    return [n for n, own in rows.sets.items() if own.num_pairs and not own.num_completed]
 
 
 def _of_set(name: str, rows: RowComparison) -> str:
