@@ -314,7 +314,11 @@ def _answer(claim: Claim, judged: Judged, all_found: Findings, share: float) -> 
         )
     if claim.estimand == "totals":
         found = replace(found, effect=found.effect.of_totals())
-    bounds = interval(found, 1 - (1 - claim.confidence) * share)
+    level = (1 - claim.confidence) * share
+    if found.effect.identical and found.effect.test is not None:
+        # An effect is on one side of 0, and equal pairs miss it on that side alone.
+        level *= 2
+    bounds = interval(found, 1 - level)
     if bounds is None and found.effect.identical:
         few = plural(found.effect.num_clusters, "unit")
         return "undecided", f"equal in every pair, and {few} are too few to show it"

@@ -7,9 +7,8 @@ which take each pair to be within -1 and 1 and nothing else:
 
 - `ShareLimits`, of ones and zeros, one pair a prompt. With the shares q won and q + θ lost, both
   counts are binomial. That θ is too large is said by few lost at w α and many won at (1 - w) α,
-  w = (1 + (1 - q)^n) / 2: as nothing is won where q is 0, all of α is the lost ones' there. That θ
-  is too small (for θ beyond 0) is said by both at once: few are won, and many of the others lost,
-  by Fisher's product t (1 - log t). p is the largest over all q.
+  w = (1 + (1 - q)^n) / 2: as nothing is won where q is 0, all of α is the lost ones' there. p is
+  the largest over all q.
 - `MeanLimits`, of all else: bets on each cluster's contribution to the mean. With s what a cluster
   counts (they sum to 1) and c what it adds, the product of 1 + λ (θ s - c) over clusters has a mean
   of 1 at the most where the effect is θ or more, whatever the distributions (each factor's mean is
@@ -17,6 +16,11 @@ which take each pair to be within -1 and 1 and nothing else:
   that was fixed before, and p is 1 over it: Waudby-Smith and Ramdas, JRSS B 86 (2024).
 
 Where all pairs are equal, p that θ or more is lost is (1 - θ)^n, as it has to be.
+
+An effect on the side of 0 that swaps exclude is theirs: to exclude 0 is valid for that whole side.
+The end that is nearer to 0 stays where they have it, but for what the larger count alone leaves
+possible, were the share of the smaller one as seen. It is not exact: where 70 % of 12 pairs are
+lost and 20 % won, intervals of 95 % miss in 11 % of trials, of 30 pairs in 7 %.
 """
 
 from __future__ import annotations
@@ -38,7 +42,6 @@ _FRACTIONS = 2.0 ** -np.arange(8)
 _SHARES = 1 / np.arange(1, 9) / math.fsum(1 / i for i in range(1, 9))
 """What each bet begins with."""
 _PLACES = 129
-_LOGITS = np.linspace(-35, 35, 700)
 _TOLERANCE = 1e-7
 BEYOND = 1e-6
 """What an interval that leaves out 0 begins at, where it is not known to begin farther off."""
@@ -62,20 +65,24 @@ class Limits:
         """p that the effect is θ or less."""
         return self.mirrored().p_below(-theta)
 
+    def p_near(self, theta: float) -> float:
+        """What p that the effect is θ, below 0, or more is at the least."""
+        return 0.0
+
     def high(self, level: float) -> float:
-        """The largest θ whose p, that the effect is so much or more, is above the level."""
-        if level >= 1:
-            return -1.0
+        """The largest θ, from 0 on, whose p that the effect is so much or more is above the
+        level."""
         return _crossing(lambda theta: math.log(max(self.p_below(theta), 1e-300) / level))
 
-    def interval(self, level: float) -> tuple[float, float]:
-        """Every θ that is not rejected at half the level on either side.
+    def near(self, level: float) -> float:
+        """The same of θ up to 0."""
+        return _crossing(
+            lambda theta: math.log(max(self.p_near(theta), 1e-300) / level), -1.0, 0.0
+        )
 
-        Where nothing differs both ends have all of it: an effect is on one side of 0 alone, and is
-        missed on that side alone.
-        """
-        own = level if self.is_nothing else level / 2
-        return -self.mirrored().high(own), self.high(own)
+    def interval(self, level: float) -> tuple[float, float]:
+        """Every θ that is not rejected at half the level on either side, with 0."""
+        return -self.mirrored().high(level / 2), self.high(level / 2)
 
 
 @dataclass(frozen=True)
@@ -97,8 +104,6 @@ class ShareLimits(Limits):
     def p_below(self, theta: float) -> float:
         if theta > 1:
             return 0.0
-        if theta < 0:
-            return self._near(theta)
         # The level at which the bound is θ: bounds rise as levels fall.
         found = _crossing(
             lambda log: self._far(math.exp(log)) - theta, math.log(_LEAST_LEVEL), 0.0, 1e-9
@@ -106,8 +111,13 @@ class ShareLimits(Limits):
         return math.exp(found)
 
     def high(self, level: float) -> float:
-        far = self._far(level)
-        return far if far >= 0 else super().high(level)
+        return max(0.0, self._far(level))
+
+    def p_near(self, theta: float) -> float:
+        if not self.minus:
+            return 1.0
+        share = min(1.0, self.plus / self.size - theta)
+        return float(special.bdtrc(self.minus - 1, self.size, share))
 
     def _far(self, level: float) -> float:
         """The upper bound where it is above 0: the largest share won less one that is lost."""
@@ -134,27 +144,6 @@ class ShareLimits(Limits):
 
         found = optimize.brentq(excess, 1e-12, 1.0, xtol=1e-12) if excess(1e-12) < 0 else 0.0
         return float(found)
-
-    @cached_property
-    def _won(self) -> tuple[Floats, Floats]:
-        """Shares won, and p that so few are won at each."""
-        if self.plus == self.size:
-            return np.ones(1), np.ones(1)
-        below = special.expit(_LOGITS)
-        shares = special.betaincinv(self.plus + 1, self.size - self.plus, below)
-        return np.append(0.0, shares), np.append(1.0, special.expit(-_LOGITS))
-
-    def _near(self, theta: float) -> float:
-        """p that the effect is θ, below 0, or more: few are won, and many of the rest lost."""
-        shares, few = self._won
-        rest = np.clip((shares - theta) / np.maximum(1 - shares, 1e-300), 0.0, 1.0)
-        many = np.ones_like(rest)
-        if self.minus:
-            many = special.bdtrc(self.minus - 1, self.size - self.plus, rest)
-        both = np.maximum(few * many, 1e-300)
-        possible = shares - theta <= 1 - shares + 1e-12
-        found = np.where(possible, both * (1 - np.log(both)), 0.0)
-        return min(1.0, float(found.max()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,16 +206,14 @@ class BoundedTest(SwapTest):
         own = self.swaps.p(theta, num_swaps)
         if theta == 0:
             return own
-        side = min(self.limits.p_below(theta), self.limits.p_above(theta))
+        side = min(_beyond(self.limits, theta), _beyond(self.limits.mirrored(), -theta))
         return max(own, min(1.0, 2 * side))
 
     def p_below(self, theta: float, num_swaps: int = NUM_SWAPS) -> float:
-        own = self.swaps.p_below(theta, num_swaps)
-        return own if theta == 0 else max(own, self.limits.p_below(theta))
+        return max(self.swaps.p_below(theta, num_swaps), _beyond(self.limits, theta))
 
     def p_above(self, theta: float, num_swaps: int = NUM_SWAPS) -> float:
-        own = self.swaps.p_above(theta, num_swaps)
-        return own if theta == 0 else max(own, self.limits.p_above(theta))
+        return max(self.swaps.p_above(theta, num_swaps), _beyond(self.limits.mirrored(), -theta))
 
     def interval(self, confidence: float, num_swaps: int = NUM_SWAPS) -> tuple[float, float]:
         return self.widened(self.swaps.interval(confidence, num_swaps), confidence)
@@ -234,17 +221,17 @@ class BoundedTest(SwapTest):
     def widened(self, bounds: tuple[float, float], confidence: float) -> tuple[float, float]:
         """The interval of swaps with all that limits do not exclude; on the same side of 0."""
         low, high = bounds
+        level = 1 - confidence
+        least, most = self.limits.interval(level)
         if self.limits.is_nothing:
-            return self.limits.interval(1 - confidence)
+            return least, most
         if not (math.isfinite(low) and math.isfinite(high)):
             return bounds
-        least, most = self.limits.interval(1 - confidence)
-        least, most = min(low, least), max(high, most)
         if low > 0:
-            least = max(least, min(low, BEYOND))
+            least = max(-self.limits.mirrored().near(level / 2), min(low, BEYOND))
         if high < 0:
-            most = min(most, max(high, -BEYOND))
-        return least, most
+            most = min(self.limits.near(level / 2), max(high, -BEYOND))
+        return min(low, least), max(high, most)
 
     def interaction_p(self, num_swaps: int = NUM_SWAPS) -> float | None:
         return self.swaps.interaction_p(num_swaps)
@@ -269,6 +256,13 @@ def bounded_test(swaps: SwapTest, sets: Sequence[Floats]) -> BoundedTest:
     )
 
 
+def _beyond(limits: Limits, theta: float) -> float:
+    """What limits say of p that the effect is θ or more; nothing of 0, which is for swaps to say."""
+    if theta == 0:
+        return 0.0
+    return limits.p_below(theta) if theta > 0 else limits.p_near(theta)
+
+
 def _upper(count: int, size: int, level: float | Floats) -> Floats:
     """Clopper and Pearson's one-sided upper bound of a share."""
     if count == size:
@@ -278,7 +272,7 @@ def _upper(count: int, size: int, level: float | Floats) -> Floats:
 
 def _crossing(
     excess: Callable[[float], float],
-    low: float = -1.0,
+    low: float = 0.0,
     high: float = 1.0,
     tolerance: float = _TOLERANCE,
 ) -> float:
