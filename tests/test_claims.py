@@ -17,7 +17,7 @@ from trial_results import make_results
 
 from cluster.results import MANIFEST, Results
 from jobs.analysis.effects import ratio_effect
-from jobs.claims import AUTHORS, Checked, check_claims, read_claims
+from jobs.claims import AUTHORS, Checked, Claim, check_claims, read_claims
 from jobs.claims_table import print_claims
 from jobs.findings import read_findings
 from jobs.judgement import Judgement
@@ -273,17 +273,19 @@ def test_equal_pairs_support_what_their_number_shows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("size", "answer"), [(159, "undecided"), (160, "supported")])
-def test_failures_that_none_of_so_many_prompts_had(
-    tmp_path: Path, size: int, answer: str
-) -> None:
+def test_failures_that_none_of_so_many_prompts_had(tmp_path: Path, size: int, answer: str) -> None:
     """0.98^n is at most 4 %, the first look's share of 5 %, from 160 prompts on."""
     results = scored_results(tmp_path, num_prompts=size)
+    bounds = {"within": 0.02}, {"at_most": 0.02}, {"at_least": -0.02}
+    connection = connect(results)
+    found = read_findings(connection, results.plan())
     for name in ("failed_share", "contains"):
-        for bound in ({"within": 0.02}, {"at_most": 0.02}, {"at_least": -0.02}):
-            [checked] = scored_claims(results, tmp_path, {"metric": name} | bound)
-            assert checked.answer == answer, checked.evidence
-        [checked] = scored_claims(results, tmp_path, {"metric": name, "at_most": -0.05})
-        assert checked.answer == "refuted"
+        for bound in (*bounds, {"at_most": -0.05}):
+            asked = Claim.model_validate(claim(metric=name, **bound))
+            [checked] = check_claims([asked], found, connection)
+            wanted = "refuted" if bound == {"at_most": -0.05} else answer
+            assert checked.answer == wanted, checked.evidence
+    connection.close()
 
 
 def test_claims_widen_with_looks() -> None:

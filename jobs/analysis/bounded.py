@@ -76,9 +76,7 @@ class Limits:
 
     def near(self, level: float) -> float:
         """The same of θ up to 0."""
-        return _crossing(
-            lambda theta: math.log(max(self.p_near(theta), 1e-300) / level), -1.0, 0.0
-        )
+        return _crossing(lambda theta: math.log(max(self.p_near(theta), 1e-300) / level), -1.0, 0.0)
 
     def interval(self, level: float) -> tuple[float, float]:
         """Every θ that is not rejected at half the level on either side, with 0."""
@@ -257,7 +255,7 @@ def bounded_test(swaps: SwapTest, sets: Sequence[Floats]) -> BoundedTest:
 
 
 def _beyond(limits: Limits, theta: float) -> float:
-    """What limits say of p that the effect is θ or more; nothing of 0, which is for swaps to say."""
+    """What limits say of p that the effect is θ or more; of 0 nothing, as swaps do."""
     if theta == 0:
         return 0.0
     return limits.p_below(theta) if theta > 0 else limits.p_near(theta)
