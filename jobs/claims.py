@@ -1,7 +1,9 @@
 """Claims: what somebody promised of an optimisation, checked against a trial's own intervals.
 
 A claim is supported where its whole interval lies within what it promises, refuted where all of it
-lies outside, and undecided in between; outside its conditions it is not applicable. A file promises
+lies outside, and undecided in between; outside its conditions it is not applicable. That all pairs
+are equal is what `identical` promises, of these pairs; for any other promise they have to be as
+many as their level needs. A file promises
 one error rate: its claims share it (Bonferroni), and so do the looks at the trial, as its verdicts
 do. So a gate that asks for twenty promises, all of them true, fails as rarely as one that asks for
 one.
@@ -23,8 +25,9 @@ from cluster.plan import Configuration, Plan, origin
 from jobs.comparison import Comparison, MetricEffect, cache_name, main_effects
 from jobs.findings import Findings
 from jobs.metrics import BY_NAME
-from jobs.verdicts import Judged
-from jobs.wording import bytes_text, number_text, percent_text
+from jobs.standing import is_uniform
+from jobs.verdicts import ONE_PAIR, Judged
+from jobs.wording import bytes_text, number_text, percent_text, plural
 from jobs.yaml_files import read_yaml, validated
 from optim.errors import InputError
 from optim.names import names
@@ -303,6 +306,8 @@ def _answer(claim: Claim, judged: Judged, all_found: Findings, share: float) -> 
     verdict = judged.verdicts.get(claim.metric)
     if verdict is not None and verdict.word == "withheld":
         return "undecided", f"{_show(found, found.effect.estimate)}, but {verdict.reason}"
+    if found.effect.identical and found.effect.num_units < 2:
+        return "undecided", ONE_PAIR
     if claim.identical:
         same = found.effect.identical
         return ("supported" if same else "refuted"), "equal in every pair" if same else (
@@ -310,7 +315,14 @@ def _answer(claim: Claim, judged: Judged, all_found: Findings, share: float) -> 
         )
     if claim.estimand == "totals":
         found = replace(found, effect=found.effect.of_totals())
-    bounds = interval(found, 1 - (1 - claim.confidence) * share)
+    level = (1 - claim.confidence) * share
+    if found.effect.identical and found.effect.test is not None:
+        # An effect is on one side of 0, and equal pairs miss it on that side alone.
+        level *= 2
+    bounds = interval(found, 1 - level)
+    if bounds is None and found.effect.identical:
+        few = plural(found.effect.num_clusters, "unit")
+        return "undecided", f"equal in every pair, and {few} are too few to show it"
     if bounds is None:
         shown = _show(found, found.effect.estimate or 0.0)
         reason = found.effect.reason or f"{found.effect.num_clusters} units are too few for one"
@@ -326,7 +338,9 @@ def _answer(claim: Claim, judged: Judged, all_found: Findings, share: float) -> 
         answer = "refuted"
     shown = _show(found, found.effect.estimate or 0.0)
     if low == high:
-        return answer, f"{shown} in every unit"
+        return answer, f"{shown} in every unit" if is_uniform(found.effect) else shown
+    if found.effect.identical:
+        shown = f"{shown} in every pair"
     bounds_shown = f"[{_show(found, low)}, {_show(found, high)}]"
     return (
         answer,
@@ -341,6 +355,8 @@ def _texts_answer(judged: Judged, found: Findings) -> tuple[Answer, str]:
         return "undecided", f"{tokens.reason}"
     if not texts.compared:
         return "undecided", "there are no texts to compare"
+    if texts.compared == 1 and not texts.differing:
+        return "undecided", ONE_PAIR
     evidence = f"{texts.differing:,} of {texts.compared:,} texts differ"
     repeats = [j.comparison for j in found.judged if j.comparison.is_duplicate]
     if texts.differing and any(each.texts.differing for each in repeats):

@@ -17,6 +17,7 @@ from jobs.analysis.effects import (
     geometric_effect,
     rate_effect,
     ratio_effect,
+    score_effect,
     share_effect,
 )
 from jobs.analysis.swaps import fewest_clusters
@@ -125,7 +126,7 @@ def compare(
         if metric.source != "failure"
         for effect in _effects(metric, pairs)
     ]
-    effects.append(_failures(connection, (name, vs), rows, len(prompts.clusters)))
+    effects.append(_failures(connection, (name, vs), rows, prompts.clusters))
     return Comparison(
         configuration=name,
         vs=vs,
@@ -142,14 +143,14 @@ def _failures(
     connection: duckdb.DuckDBPyConnection,
     pair: tuple[str, str],
     rows: RowComparison,
-    num_prompts: int,
+    clusters: Sequence[tuple[str, str]],
 ) -> MetricEffect:
     """The share of rows that failed: of all pairs of rows alike, whatever their data sets."""
     metric = next(m for m in METRICS if m.source == "failure")
     if not (rows.num_failed or rows.num_failed_reference):
         none = 0.0 if rows.num_pairs else None
-        zeros = [0.0] * num_prompts
-        nothing = share_effect(zeros, zeros, zeros)
+        zeros = [0.0] * len(clusters)
+        nothing = share_effect(zeros, zeros, [1.0] * len(clusters), clusters)
         return MetricEffect(metric, "mean difference", none, none, nothing)
     found = paired_failures(connection, *pair)
     effect = share_effect(*found.failed, found.num_pairs, found.clusters)
@@ -191,7 +192,8 @@ def _effects(metric: Metric, pairs: _Paired) -> list[MetricEffect]:
     if metric.source in ("quality", "share"):
         own = targets if metric.source == "quality" else prompts
         a, b = own.means[metric.name]
-        effect = difference_effect(a, b, own.clusters, strata=pairs.sets(own.datasets))
+        difference = difference_effect if metric.source == "quality" else score_effect
+        effect = difference(a, b, own.clusters, strata=pairs.sets(own.datasets))
         return [_given(metric, "mean difference", a, b, effect)]
     if metric.source == "peak":
         a, b = cells.values[metric.name]

@@ -20,7 +20,7 @@ from rich.text import Text
 from cluster.plan import Configuration, Dataset, Plan
 from cluster.results import Results
 from jobs.analysis.effect import Effect
-from jobs.analysis.effects import difference_effect, mean_effect
+from jobs.analysis.effects import mean_effect, score_effect
 from jobs.analysis.mcnemar import exact_difference
 from jobs.binary_scores import binary_difference, is_binary, with_wilson
 from jobs.query import connect
@@ -206,7 +206,7 @@ def _row(
         "binary": None,
         "num_errors": 0,
         "mean": mean_effect(list(own.values()), _groups(dataset.name, own, clusters)),
-        "difference": difference_effect(
+        "difference": score_effect(
             [reference[prompt] for prompt in both],
             [own[prompt] for prompt in both],
             _groups(dataset.name, both, clusters),

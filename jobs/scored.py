@@ -3,8 +3,9 @@
 The effect is the mean difference in the score's own unit: outputs are paired by (data set, prompt,
 seed) and averaged over seeds, prompts are swapped together where the data set's cluster column says
 so, and the data sets that have the score count alike. Zeros and ones of one data set, one pair a
-prompt, are tested by McNemar's exact test (`jobs.analysis.mcnemar`), all else by drawn swaps. More
-is better, unless the task or the spec's `directions` say otherwise.
+prompt, are tested by McNemar's exact test (`jobs.analysis.mcnemar`), all else by drawn swaps; of
+what is within 0 and 1 differences other than none are tested by what that alone shows too
+(`jobs.analysis.bounded`). More is better, unless the task or the spec's `directions` say otherwise.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 
 from cluster.plan import Plan, origin
 from jobs.analysis.effect import NO_PAIRS, NONE, Effect
-from jobs.analysis.effects import difference_effect
+from jobs.analysis.effects import score_effect
 from jobs.analysis.mcnemar import exact_difference
 from jobs.analysis.units import Strata
 from jobs.comparison import Comparison, MetricEffect
@@ -147,7 +148,7 @@ def _effect(
     if _is_right_or_wrong(a, b) and _is_alone(pairs, usable) and len(set(sets)) == 1:
         effect = exact_difference(a, b)
     else:
-        effect = difference_effect(a, b, clusters, strata=Strata(sets, weights))
+        effect = score_effect(a, b, clusters, strata=Strata(sets, weights))
     if effect.identical and pairs.num_unequal:
         effect = effect.not_identical()
     effect = replace(effect, num_left_out=effect.num_left_out + len(pairs.sizes) - len(usable))
@@ -174,7 +175,7 @@ def _why_withheld(
 ) -> str | None:
     """Where what was scored is not the same outputs; failed rows are withheld for already."""
     num, own, theirs = pairs.num_pairs, pairs.num_failed, pairs.num_failed_reference
-    if abs(own - theirs) > FAILURE_MARGIN * num:
+    if pairs.num_failed_apart > FAILURE_MARGIN * num:
         return (
             f"`{metric.name}` failed on {own:,} of {num:,} outputs, and on {theirs:,} of "
             f"{comparison.vs}'s: what was scored does not compare"

@@ -53,7 +53,7 @@ def standing(found: Findings, judged: Judged, effect: MetricEffect) -> Standing:
         verdict if effect.statistic in MAIN_STATISTICS else None,
         why,
         is_equal,
-        why is None and _is_uniform(effect.effect),
+        why is None and is_uniform(effect.effect),
     )
 
 
@@ -104,8 +104,11 @@ def _why_unsound(found: Findings, comparison: Comparison) -> str | None:
     return unfinished or why_unlike(comparison)
 
 
-def _is_uniform(effect: Effect) -> bool:
-    """An interval that is a point says it of clusters, and of the mean of data sets alone."""
+def is_uniform(effect: Effect) -> bool:
+    """Whether every unit of every data set shows the same change.
+
+    An interval that is a point says it of clusters, and of the mean of data sets alone.
+    """
     if not effect.is_uniform or effect.num_units != effect.num_clusters:
         return False
     by_set = (effect.by_set or {}).values()

@@ -15,9 +15,9 @@ from rich.console import Console
 from scipy import stats
 from trial_results import make_results
 
-from cluster.results import Results
+from cluster.results import MANIFEST, Results
 from jobs.analysis.effects import ratio_effect
-from jobs.claims import AUTHORS, Checked, check_claims, read_claims
+from jobs.claims import AUTHORS, Checked, Claim, check_claims, read_claims
 from jobs.claims_table import print_claims
 from jobs.findings import read_findings
 from jobs.judgement import Judgement
@@ -214,6 +214,78 @@ def test_a_file_of_many_true_claims_fails_no_more_often_than_one(tmp_path: Path)
     assert alone.answer == among.answer == "supported"
     assert width(among.evidence) > 1.2 * width(alone.evidence)
     assert "over the file and its looks" in among.evidence
+
+
+ONE_PAIR: tuple[dict[str, Any], ...] = (
+    {"metric": "completion_tokens", "identical": True},
+    {"metric": "bits_per_byte", "identical": True},
+    {"metric": "texts", "identical": True},
+    {"metric": "contains", "identical": True},
+    {"metric": "contains", "within": 0.02},
+    {"metric": "failed_share", "within": 0.005},
+    {"metric": "completion_tokens", "within": 0.005},
+    {"metric": "completion_tokens", "at_most": 0.005},
+)
+
+
+def scored_results(folder: Path, **options: Any) -> Results:
+    given = {"num_datasets": 1, "num_shards": 1, "seeds": (1,)} | options
+    made = make_results(folder / "out", **given)
+    manifest = json.loads(made.store.read(MANIFEST))
+    for dataset in manifest["plan"]["datasets"]:
+        dataset["scorers"] = ["contains"]
+    made.store.replace(MANIFEST, json.dumps(manifest).encode())
+    return Results(made.output)
+
+
+def scored_claims(results: Results, folder: Path, *fields: dict[str, Any]) -> list[Checked]:
+    path = write(folder, *(claim(f"c{i}", **each) for i, each in enumerate(fields)))
+    connection = connect(results)
+    try:
+        found = read_findings(connection, results.plan())
+        return check_claims(read_claims(path, ["contains"]), found, connection)
+    finally:
+        connection.close()
+
+
+def test_one_pair_shows_no_equality(tmp_path: Path) -> None:
+    results = scored_results(tmp_path, num_prompts=1)
+    for checked in scored_claims(results, tmp_path, *ONE_PAIR):
+        assert checked.answer == "undecided", checked.claim
+        assert "equal in the one pair that there is" in checked.evidence
+
+
+def test_equal_pairs_support_what_their_number_shows(tmp_path: Path) -> None:
+    """No p of 4 prompts is low enough; 8 show that tokens are equal, and nothing of failures."""
+    tokens = {"metric": "completion_tokens", "within": 0.005}
+    few = scored_results(tmp_path / "few", num_prompts=4)
+    [checked] = scored_claims(few, tmp_path, tokens)
+    assert checked.answer == "undecided"
+    assert "4 units are too few to show it" in checked.evidence
+    some = scored_results(tmp_path / "some", num_prompts=8)
+    assert [each.answer for each in scored_claims(some, tmp_path, tokens)] == ["supported"]
+    shares = [{"metric": name, "within": 0.02} for name in ("failed_share", "contains")]
+    found = scored_claims(some, tmp_path, *shares)
+    assert [each.answer for each in found] == ["undecided"] * 2
+    assert found[0].evidence.startswith("0 in every pair [-0.")
+    twins = [{"metric": name, "identical": True} for name in ("failed_share", "texts")]
+    assert [each.answer for each in scored_claims(some, tmp_path, *twins)] == ["supported"] * 2
+
+
+@pytest.mark.parametrize(("size", "answer"), [(159, "undecided"), (160, "supported")])
+def test_failures_that_none_of_so_many_prompts_had(tmp_path: Path, size: int, answer: str) -> None:
+    """0.98^n is at most 4 %, the first look's share of 5 %, from 160 prompts on."""
+    results = scored_results(tmp_path, num_prompts=size)
+    bounds = {"within": 0.02}, {"at_most": 0.02}, {"at_least": -0.02}
+    connection = connect(results)
+    found = read_findings(connection, results.plan())
+    for name in ("failed_share", "contains"):
+        for bound in (*bounds, {"at_most": -0.05}):
+            asked = Claim.model_validate(claim(metric=name, **bound))
+            [checked] = check_claims([asked], found, connection)
+            wanted = "refuted" if bound == {"at_most": -0.05} else answer
+            assert checked.answer == wanted, checked.evidence
+    connection.close()
 
 
 def test_claims_widen_with_looks() -> None:

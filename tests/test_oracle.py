@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from oracle.agreement import Agreement, agreement
+from oracle.bounded import Bounds
 from oracle.swaps import Swaps
 from oracle.trial import Trial
 from planted_trials import (
@@ -26,6 +27,7 @@ from planted_trials import (
 from stored_trial import restored
 
 from cluster.results import Results
+from jobs.analysis.bounded import limits_of
 from jobs.analysis.effects import ratio_effect
 from jobs.report_data import report_data
 
@@ -183,3 +185,29 @@ def test_the_least_p_of_the_same_change_everywhere() -> None:
     sizes = [7.0, 9.0, 13.0, 10.0]
     effect, swaps = sets_of(*[(sizes, [0.9 * size for size in sizes])] * 2)
     assert effect.p == swaps.p() == 2.0**-7
+
+
+def shares_of(plus: int, minus: int, size: int, num_rows: float = 1.0) -> np.ndarray[Any, Any]:
+    """A data set's totals: who is right, of so many prompts of so many rows each."""
+    a, b = np.zeros((2, size))
+    b[:plus] = a[plus : plus + minus] = 1
+    rows = np.full(size, num_rows)
+    return np.stack([a, rows, b, rows])
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        [shares_of(0, 0, 40)], [shares_of(0, 3, 150)], [shares_of(2, 1, 60)],
+        [shares_of(9, 5, 24)], [shares_of(0, 24, 24)], [shares_of(3, 1, 40, 3.0)],
+        [shares_of(0, 2, 30), shares_of(1, 0, 90)], [shares_of(0, 0, 30), shares_of(0, 0, 90)],
+    ],
+)  # fmt: skip
+def test_what_bounds_show_of_rare_effects(sets: list[np.ndarray[Any, Any]]) -> None:
+    limits = limits_of(sets, [1 / len(sets)] * len(sets))
+    bounds = Bounds(sets)
+    for theta in (0.005, 0.02, 0.1, 0.4):
+        assert limits.p_below(theta) == pytest.approx(bounds.p(theta, 1.0), rel=2e-3, abs=1e-9)
+        assert limits.p_above(-theta) == pytest.approx(bounds.p(-theta, -1.0), rel=2e-3, abs=1e-9)
+    ends = limits.interval(0.05)
+    assert ends == pytest.approx((bounds.end(-1.0), bounds.end(1.0)), abs=1e-4)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from jobs.analysis.swaps import MOST_SWAPS, NUM_SWAPS, SwapTest
+from jobs.analysis.swaps import MOST_SWAPS, NUM_SWAPS, SwapTest, fewest_clusters
 
 IDENTICAL, NONE = "identical", "none"
 NO_PAIRS = "there are no pairs"
@@ -54,7 +54,8 @@ class Effect:
     largest: str | None = None
     """That cluster: a shard, a prompt or a group of them, with its data set."""
     test: SwapTest | None = field(default=None, compare=False, repr=False)
-    """What `p` and the interval are of, for other levels and other θ."""
+    """What `p` and the interval are of, for other levels and other θ; of identical pairs what says
+    how large an effect may still be, where units have bounds."""
 
     @property
     def includes_zero(self) -> bool | None:
@@ -90,13 +91,22 @@ class Effect:
 
     def not_identical(self) -> Effect:
         """Of equal means of numbers that differ: no difference is seen, with nothing to test by."""
-        return replace(self, low=None, high=None, method=NONE, identical=False, reason=EQUAL_MEANS)
+        return replace(
+            self, low=None, high=None, method=NONE, identical=False, reason=EQUAL_MEANS, test=None
+        )
 
     def at(self, confidence: float) -> tuple[float, float] | None:
-        """The interval at another confidence, on the test's scale; None where it has no end."""
-        if self.identical:
-            return 0.0, 0.0
+        """The interval at another confidence, on the test's scale; None where it has no end.
+
+        That all rows are equal shows no more than their number does: of what has bounds an interval
+        about 0, of all else 0 where clusters are as many as a test would need.
+        """
+        if self.identical and self.test is None:
+            is_enough = self.num_clusters >= fewest_clusters(1 - confidence)
+            return (0.0, 0.0) if is_enough else None
         if self.test is None:
+            return None
+        if self.identical and self.num_units < 2:
             return None
         # 40 swaps beyond each end, so that an end is known to a sixth of its tail.
         num_swaps = max(NUM_SWAPS, min(MOST_SWAPS, math.ceil(80 / (1 - confidence))))

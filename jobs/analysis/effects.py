@@ -66,6 +66,26 @@ def difference_effect(
     return replace(pairs, columns=[left, ones, right, ones]).tested(False, confidence)
 
 
+def score_effect(
+    a: Numbers,
+    b: Numbers,
+    clusters: Clusters = None,
+    confidence: float = 0.95,
+    strata: Strata | Clusters = None,
+) -> Effect:
+    """As `difference_effect`; where all numbers are within 0 and 1, what is said of differences
+    other than none takes nothing else for granted: `jobs.analysis.bounded`."""
+    pairs = usable([a, b], clusters, strata)
+    left, right = pairs.columns
+    if not pairs.size or min(left.min(), right.min()) < 0 or max(left.max(), right.max()) > 1:
+        return difference_effect(a, b, clusters, confidence, strata)
+    ones = np.ones_like(left)
+    pairs = replace(pairs, columns=[left, ones, right, ones])
+    if np.array_equal(left, right):
+        return pairs.identical(is_bounded=True)
+    return pairs.tested(False, confidence, is_bounded=True)
+
+
 def share_effect(
     a: Sequence[float], b: Sequence[float], sizes: Sequence[float], clusters: Clusters = None
 ) -> Effect:
@@ -75,8 +95,8 @@ def share_effect(
     """
     pairs = usable([a, sizes, b, sizes], clusters)
     if np.array_equal(pairs.columns[0], pairs.columns[2]):
-        return pairs.identical()
-    return pairs.tested(False, 0.95)
+        return pairs.identical(is_bounded=True)
+    return pairs.tested(False, 0.95, is_bounded=True)
 
 
 def mean_effect(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
+from jobs.analysis.bounded import BoundedTest, bounded_test
 from jobs.analysis.effect import IDENTICAL, NO_PAIRS, NONE, ONE_IN_A_SET, ZERO_TOTAL, Effect
 from jobs.analysis.intervals import (
     NO_SPREAD,
@@ -67,10 +68,17 @@ class Units:
             estimate, low, high, self.size, clusters, method, reason, num_left_out=left_out
         )
 
-    def identical(self) -> Effect:
+    def identical(self, is_bounded: bool = False) -> Effect:
+        """Of pairs that are all equal; with what that shows of the rest, of four columns that are
+        all within 0 and 1."""
         if self.size == 0:
             return self.effect(None, NO_PAIRS)
-        return replace(self.effect(0.0, None, (0.0, 0.0), IDENTICAL), identical=True)
+        found = replace(self.effect(0.0, None, (0.0, 0.0), IDENTICAL), identical=True)
+        if not is_bounded:
+            return found
+        sets = self.sets()
+        test = swap_test(sets, False, self.counted(), is_joint=self.is_joint)
+        return replace(found, test=bounded_test(test, sets))
 
     def totals(self, columns: Sequence[Floats]) -> list[Floats]:
         """Of each cluster."""
@@ -130,8 +138,12 @@ class Units:
         stratum_name = str(self.names[found[2]]) if self.names else None
         return found[0], cluster_name(name, stratum_name)
 
-    def tested(self, is_log: bool, confidence: float) -> Effect:
-        """Of four columns: the reference's amounts and what divides them, then the other side's."""
+    def tested(self, is_log: bool, confidence: float, is_bounded: bool = False) -> Effect:
+        """Of four columns: the reference's amounts and what divides them, then the other side's.
+
+        `is_bounded` says that both sides' units are within 0 and 1, so that effects other than none
+        are tested without more being taken for granted: `jobs.analysis.bounded`.
+        """
         sets = self.sets()
         with np.errstate(over="ignore"):
             test = swap_test(sets, is_log, self.counted(), is_joint=self.is_joint)
@@ -163,7 +175,7 @@ class Units:
             df=df,
             log_estimate=on_scale,
             interaction_p=test.interaction_p(),
-            test=test,
+            test=bounded_test(test, sets) if is_bounded else test,
         )
         if not (math.isfinite(low) and math.isfinite(high)):
             fewest = fewest_clusters(1 - confidence)
@@ -171,6 +183,8 @@ class Units:
             reason = few if effect.num_clusters < fewest else ONE_HOLDS_ALL
             return replace(effect, reason=reason, method=NONE).bounded()
         low, high = _agreeing(low, high, on_scale, p, 1 - confidence)
+        if isinstance(effect.test, BoundedTest):
+            low, high = effect.test.widened((low, high), confidence)
         if is_log:
             with np.errstate(over="ignore"):
                 low, high = float(np.expm1(low)), float(np.expm1(high))

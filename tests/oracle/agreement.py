@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from oracle.bounded import Bounds
 from oracle.effects import GEOMETRIC, Effect
 from oracle.swaps import ALPHA, Swaps
 from oracle.trial import Trial
@@ -30,6 +31,8 @@ EXACT = 1e-9
 END = 1e-8
 """Of itself or half the interval, for an end where swaps are enumerated. The product stops at 1e-11
 of its step; its variances are differences of sums, which costs digits beside one large cluster."""
+LIMIT = 1e-4
+"""Of an end that bounds decide, which are looked for at many shares."""
 END_SWAPS = 2_000
 """Drawn for what p is at an end."""
 SIGNS = {"low": -1.0, "high": 1.0}
@@ -155,6 +158,17 @@ def _interval_faults(effect: Effect, swaps: Swaps, row: dict[str, Any]) -> Itera
     for name, sign in SIGNS.items():
         end = effect.tested(row[name])
         half = abs(end - middle)
+        if effect.bounds is not None:
+            is_near = row["p"] <= ALPHA and sign * middle < 0
+            limit = _limit(effect.bounds, swaps, sign, is_near)
+            if abs(end - limit) <= LIMIT:
+                beyond = swaps.p(end + sign * 2 * LIMIT, END_SWAPS)
+                if beyond > (ALPHA if swaps.is_enumerated else usual.high) and not is_near:
+                    yield f"{name} {row[name]}: p is {beyond} beyond"
+                continue
+            if sign * (end - limit) < 0:
+                yield f"{name} {row[name]} is {limit}, or farther"
+                continue
         if swaps.is_enumerated:
             if not swaps.is_end(sign, end, END * max(abs(end), half, 1e-3 * END)):
                 yield f"{name} {row[name]!r} is one of {_ends(effect, swaps)}"
@@ -166,6 +180,13 @@ def _interval_faults(effect: Effect, swaps: Swaps, row: dict[str, Any]) -> Itera
             yield f"{name} {row[name]}: p is {at} there"
         if farther > usual.high:
             yield f"{name} {row[name]}: p is {farther} half an interval farther"
+
+
+def _limit(bounds: Bounds, swaps: Swaps, sign: float, is_near: bool) -> float:
+    """Where bounds have an end; one that swaps have on the effect's side of 0 stays there."""
+    if not is_near:
+        return bounds.end(sign)
+    return sign * min(sign * bounds.near(sign), -1e-6)
 
 
 def _ends(effect: Effect, swaps: Swaps) -> list[float]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from oracle.bounded import Bounds
 from oracle.metrics import Metric
 from oracle.swaps import Floats, Swaps
 from oracle.units import MIN_SHARDS, Unit, Units
@@ -30,6 +31,8 @@ class Effect:
     identical: bool = False
     swaps: Swaps | None = None
     """Where it is tested, and has an interval as far as there are enough clusters for one."""
+    bounds: Bounds | None = None
+    """Of shares, which are within 0 and 1: what is said of other effects than none needs both."""
 
     @property
     def is_relative(self) -> bool:
@@ -103,7 +106,8 @@ def _effect(metric: Metric, statistic: str, given: Units, units: Units) -> Effec
     too_few = metric.is_by_shard and units.fewest_shards() < MIN_SHARDS
     if too_few or min(each.shape[1] for each in swaps.sets) < 2:
         return effect
-    return replace(effect, swaps=swaps)
+    bounds = Bounds(swaps.sets) if metric.is_share else None
+    return replace(effect, swaps=swaps, bounds=bounds)
 
 
 def _ratio(units: Units, first: int) -> float | None:

@@ -235,11 +235,19 @@ def _family(
         swaps, margin = effect.swaps, margins.get(effect.metric.name, effect.metric.margin)
         bound = effect.tested(margin)
         p.append(_drawn(swaps.p, swaps.is_enumerated, num_product))
+        both = _drawn(
+            lambda num, swaps=swaps, bound=bound: swaps.tost_p(bound, num),
+            swaps.is_enumerated,
+            num_product,
+        )
+        least = effect.bounds.tost_p(bound) if effect.bounds else 0.0
+        # Shares of the other side are tried one by one, which is not exact to the last digit.
+        room = 1e-3 * least
         same.append(
-            _drawn(
-                lambda num, swaps=swaps, bound=bound: swaps.tost_p(bound, num),
-                swaps.is_enumerated,
-                num_product,
+            P(
+                max(both.value, least),
+                max(both.low, least - room),
+                max(both.high, min(1.0, least + room)),
             )
         )
         interaction = swaps.interaction_p(OWN_SWAPS)
