@@ -37,9 +37,9 @@ soak: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
 # What is lost when something dies, measured beside what is accepted.
-RELIABILITY := $(addprefix tests/test_,worker_failures.py lost_nodes.py partition.py driver_kill.py \
-	submit_cluster.py two_drivers.py full_run.py verify.py memory_failures.py \
-	scheduler.py identity.py identity_code.py cli.py soak.py)
+RELIABILITY := tests/reliability $(addprefix tests/,cluster/results/test_verify.py \
+	cluster/scheduling/test_scheduler.py jobs/trial/test_identity.py \
+	jobs/provenance/test_identity_code.py end_to_end/test_cli.py)
 reliability: $(STAMP)
 	OPTRIAL_FIGURES=benchmarks/results/reliability-cpu-2-cores.json \
 		$(BIN)/python -m pytest -m 'slow or not slow' $(RELIABILITY)
@@ -59,19 +59,19 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks.engine
-	$(BIN)/python -m benchmarks.orchestration
-	$(BIN)/python -m benchmarks.kv_cache
-	$(BIN)/python -m benchmarks.sparse_gemv
-	$(BIN)/python -m benchmarks.decode
-	$(BIN)/python -m benchmarks.weight_order
-	$(BIN)/python -m benchmarks.sparsity_quality
-	$(BIN)/python -m benchmarks.vocabulary
-	$(BIN)/python -m benchmarks.adaptation_quality --mib 0.35
-	$(BIN)/python -m benchmarks.statistics
-	$(BIN)/python -m benchmarks.summary
-	$(BIN)/python -m benchmarks.parts
-	$(BIN)/python -m benchmarks.scale
+	$(BIN)/python -m benchmarks.engine.engine
+	$(BIN)/python -m benchmarks.cluster.orchestration
+	$(BIN)/python -m benchmarks.kv_cache.kv_cache
+	$(BIN)/python -m benchmarks.sparsity.sparse_gemv
+	$(BIN)/python -m benchmarks.engine.decode
+	$(BIN)/python -m benchmarks.engine.weight_order
+	$(BIN)/python -m benchmarks.sparsity.sparsity_quality
+	$(BIN)/python -m benchmarks.vocabulary.vocabulary
+	$(BIN)/python -m benchmarks.vocabulary.adaptation_quality --mib 0.35
+	$(BIN)/python -m benchmarks.statistics.statistics
+	$(BIN)/python -m benchmarks.cluster.summary
+	$(BIN)/python -m benchmarks.cluster.parts
+	$(BIN)/python -m benchmarks.cluster.scale
 
 docs: $(STAMP)
 	$(BIN)/python -m docs.generate

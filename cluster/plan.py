@@ -219,7 +219,7 @@ class Block(Frozen):
 
 Schedule = Literal["auto", "blocks", "leases"]
 WeightOrder = Literal["rows", "columns"]
-"""How linear layers' weights [outputs, inputs] lie in memory: see `cluster.weight_order`."""
+"""How weights [outputs, inputs] lie in memory: see `cluster.worker.loaded_configuration`."""
 
 
 class WorkerResources(Frozen):
@@ -268,9 +268,9 @@ class Plan(Frozen):
     """The configurations that run a seed; all of them run one that is not named. Set on seeds that
     were added later."""
     analysis: dict[str, Any] = {}
-    """How the jobs judge it (`jobs.judgement.Judgement`), as stated when it first ran."""
+    """How the jobs judge it (`jobs.spec.analysis_plan.Judgement`), as stated when it first ran."""
     looks: tuple[dict[str, Any], ...] = ()
-    """What the jobs decided before it was extended (`jobs.looks.Look`), the first look first."""
+    """What the jobs decided before it was extended (`jobs.analysis.looks.Look`), in order."""
 
     def configuration(self, name: str) -> Configuration:
         return next(c for c in self.configurations if c.name == name)

@@ -16,16 +16,15 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from cluster.driver_lock import LockedError
-from cluster.redaction import strike_out_credentials
-from jobs.answer_commands import register
-from jobs.console import console
-from jobs.list_options import ListApp
-from jobs.ray_session import left_at_once_when_terminated
-from jobs.run_options import AcceptCodeChange, Join, NewRun
-from jobs.storage_commands import register as register_storage
-from jobs.submit_command import register as register_submission
-from jobs.watch_command import watch
+from cluster.ray_session import left_at_once_when_terminated
+from cluster.storage.driver_lock import LockedError
+from cluster.telemetry.redaction import strike_out_credentials
+from jobs.cli.cluster import register as register_submission
+from jobs.cli.list_options import ListApp
+from jobs.cli.options import AcceptCodeChange, Join, NewRun, console
+from jobs.cli.run import register
+from jobs.cli.storage import register as register_storage
+from jobs.cli.watch import watch
 from optim.errors import InputError
 
 app = ListApp(
@@ -74,17 +73,17 @@ def evaluate(
     join: Join = False,
 ) -> None:
     """Run a trial, what is missing of it or what is new in its spec, and print its report."""
-    from jobs.early_check import require_free_output
+    from jobs.cli.run import require_free_output
 
     if not (join or new_run):
         require_free_output(spec, output)
-    from jobs.claims import read_claims
-    from jobs.evaluate import evaluate as run
-    from jobs.progress_display import ProgressDisplay
-    from jobs.report import print_report
-    from jobs.report_data import report_data
-    from jobs.row_faults import Allowed, too_many_errors
-    from jobs.spec import read_spec, spec_scores
+    from jobs.analysis.claims import read_claims
+    from jobs.cli.progress import ProgressDisplay
+    from jobs.queries.row_faults import Allowed, too_many_errors
+    from jobs.report.render.terminal import print_report
+    from jobs.report.report_data import report_data
+    from jobs.spec.trial_spec import read_spec, spec_scores
+    from jobs.trial.evaluate import evaluate as run
 
     out = console()
     asked = read_spec(spec)
@@ -137,13 +136,13 @@ def report(
     gate: Gate = True,
 ) -> None:
     """Print what a trial found: verdicts, differences, and each configuration's figures."""
-    from cluster.results import Results
-    from jobs.claims import read_claims
-    from jobs.report import print_report
-    from jobs.report_data import report_data
-    from jobs.score_names import plan_scores
-    from jobs.tables import update_tables
-    from jobs.whole_file import require_place
+    from cluster.results.results import Results
+    from jobs.analysis.claims import read_claims
+    from jobs.analysis.tables import update_tables
+    from jobs.report.render.report_file import require_place
+    from jobs.report.render.terminal import print_report
+    from jobs.report.report_data import report_data
+    from jobs.spec.score_names import plan_scores
 
     for file in filter(None, (html, markdown)):
         require_place(file)
@@ -153,11 +152,11 @@ def report(
     if (problem := update_tables(results, data)) is not None:
         Console(stderr=True, soft_wrap=True).print(problem, style="yellow", markup=False)
     if html is not None:
-        from jobs.page import write_page
+        from jobs.report.render.html import write_page
 
         write_page(results, html, data)
     if markdown is not None:
-        from jobs.report_markdown import write_markdown
+        from jobs.report.render.markdown import write_markdown
 
         write_markdown(data, markdown)
     if as_json:
@@ -169,7 +168,7 @@ def report(
 
 def _close_with_claims(data: dict[str, Any], *, gate: bool, quiet: bool = False) -> None:
     """Print the claims' answers; exit code 1 where one is refuted, for a gate in CI."""
-    from jobs.claims_table import any_refuted, print_claims
+    from jobs.report.render.terminal_tables import any_refuted, print_claims
 
     if "claims" not in data:
         return
@@ -185,8 +184,8 @@ def score(
     scorer: Annotated[list[str] | None, typer.Option(help="A scorer, or several.")] = None,
 ) -> None:
     """Score the outputs again, when read: exact, contains, numeric, a function of yours."""
-    from cluster.results import Results
-    from jobs.score import score_table
+    from cluster.results.results import Results
+    from jobs.scoring.scores import score_table
 
     console().print(score_table(Results(directory), scorer))
 
@@ -198,8 +197,8 @@ def query(
     output_format: Annotated[str, typer.Option("--format", help="table, csv or jsonl.")] = "table",
 ) -> None:
     """Ask the results in SQL (DuckDB, read-only)."""
-    from cluster.results import Results
-    from jobs.query import print_sql
+    from cluster.results.results import Results
+    from jobs.queries.sql import print_sql
 
     results = Results(directory)
     results.manifest()
@@ -209,7 +208,7 @@ def query(
 @app.command()
 def schema() -> None:
     """Print the spec's JSON schema, so that an editor completes it."""
-    from jobs.spec import json_schema
+    from jobs.spec.trial_spec import json_schema
 
     typer.echo(json.dumps(json_schema(), indent=2))
 
@@ -232,7 +231,7 @@ def _add_preparations() -> None:
     """A command for each optimisation that needs an artifact, where one is asked for."""
     if sys.argv[1:2] != ["prepare"]:
         return  # they import torch, which takes its time
-    from jobs.prepare_command import command
+    from jobs.cli.prepare import command
     from optim.registry import preparations
 
     for name, kind in preparations().items():

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from jobs.configurations import expand
-from jobs.secrets_in_specs import require_no_secrets
-from jobs.spec import TrialSpec, read_spec
+from jobs.spec.configurations import expand
+from jobs.spec.secret_check import require_no_secrets
+from jobs.spec.trial_spec import TrialSpec, read_spec
 from optim.errors import InputError
 
 KERNELS = PurePosixPath("optim/larosa/kernels/sparse_kernels.so")

@@ -24,13 +24,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from optim.adapters import require_no_adapter
 from optim.allotment import available_memory_bytes
-from optim.cache import CacheFactory, DynamicSlotCache
-from optim.checkpoint import as_run, load_whole, require_decoder
+from optim.cache.slot_cache import CacheFactory, DynamicSlotCache
 from optim.errors import InputError
+from optim.models.adapters import require_no_adapter
+from optim.models.checkpoint import as_run, load_whole, require_decoder
+from optim.models.window import context_length
 from optim.proxies import hub_address, proxy_words
-from optim.window import context_length
 
 DEMO = Path(__file__).parent / "demo_model"
 """The small model that ships with Optrial."""

@@ -15,8 +15,11 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 if "OPTRIAL_CACHE" not in os.environ:  # of the session, whose other processes find it set
     _REMEMBERED = tempfile.TemporaryDirectory(prefix="optrial-cache-")
     os.environ["OPTRIAL_CACHE"] = _REMEMBERED.name
+
+from folders import FOLDERS
+
 # Ray's workers import the workers that tests define.
-os.environ["PYTHONPATH"] = ":".join(map(str, Path(__file__).parents[:2]))
+os.environ["PYTHONPATH"] = ":".join([str(Path(__file__).parents[1]), *FOLDERS])
 
 import pytest
 import torch

@@ -28,7 +28,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.demo_model.ngram import KneserNey
-from jobs.demo_corpus import Document, held_out_by_domain, training_documents
+from jobs.data.demo_corpus import Document, held_out_by_domain, training_documents
 
 NGRAM_ORDER = 5
 OVERLAP_TOKENS = 512

@@ -33,7 +33,7 @@ from examples.demo_model.tokenizer import (
     save_tokenizer,
     train_tokenizer,
 )
-from jobs.demo_corpus import Document, training_documents
+from jobs.data.demo_corpus import Document, training_documents
 
 SEED = 20
 STEPS = 3000

@@ -18,9 +18,9 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, BatchEncoding, PreTrainedConfig, PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import encode_marked_chat
 
-from optim.adaptivocab.patch_fit import require_fit, used_ids
-from optim.adaptivocab.patched_encoding import PatchedEncoding
-from optim.adaptivocab.segmentation import Method, Patches, Segmenter
+from optim.adaptivocab.tokenizer.patch_fit import require_fit, used_ids
+from optim.adaptivocab.tokenizer.patched_encoding import PatchedEncoding
+from optim.adaptivocab.tokenizer.segmentation import Method, Patches, Segmenter
 from optim.errors import InputError
 
 PATCHES = "patches.json"

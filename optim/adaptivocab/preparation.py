@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import ClassVar
 
-from optim.adaptivocab.base import BaseVocabulary
-from optim.adaptivocab.making import Making
+from optim.adaptivocab.artifact_builder import Making
 from optim.adaptivocab.settings import AdaptivocabSettings
+from optim.adaptivocab.tokenizer.base_vocabulary import BaseVocabulary
+from optim.artifact_files import beside, publish, require_new
 from optim.errors import InputError
 from optim.model import LanguageModel
-from optim.new_folder import beside, publish, require_new
 from optim.resources import InProcess, Resources
 
 OnStage = Callable[[str], None]

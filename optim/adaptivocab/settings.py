@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from optim.adaptivocab.building import Selector
-from optim.adaptivocab.embeddings import Init, Tied
-from optim.adaptivocab.tuning_settings import Tuning
+from optim.adaptivocab.selection.vocabulary_builder import Selector
+from optim.adaptivocab.training.embeddings import Init, Tied
+from optim.adaptivocab.training.tuning_settings import Tuning
 
 DEFAULT_TOKENS = 10_000
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from optim.adaptivocab.building import Built
-from optim.adaptivocab.export import Document
 from optim.adaptivocab.patched import PatchedTokenizer
-from optim.adaptivocab.tokens import Tokens
+from optim.adaptivocab.selection.vocabulary_builder import Built
+from optim.adaptivocab.tokenizer.export import Document
+from optim.adaptivocab.tokenizer.tokens import Tokens
 
 PLAIN_CLASS = "PreTrainedTokenizerFast"
 """Takes a tokenizer.json as it is; classes of single models make theirs anew from the merges."""

@@ -16,12 +16,14 @@ share it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -29,7 +31,122 @@ from torch import Tensor
 from optim.artifact_files import FileEntry, manifest_in, problem_of
 from optim.errors import InputError
 from optim.larosa.architecture import ARCHITECTURES, Architecture
-from optim.larosa.manifest import Manifest
+
+
+def members(folder: Path) -> list[Path]:
+    """The artifacts in a folder, by name; the folder itself where it is one, or is nothing."""
+    if (folder / MANIFEST).is_file() or not folder.is_dir():
+        return [folder]
+    return sorted(path.parent for path in folder.glob(f"*/{MANIFEST}")) or [folder]
+
+
+def content(folder: Path) -> str:
+    """What names an artifact, or all those in a folder; InputError where there is none."""
+    found = [read_manifest(path)[1] for path in members(folder)]
+    if len(found) == 1:
+        return found[0]
+    return hashlib.sha256("".join(sorted(found)).encode()).hexdigest()
+
+
+def made_from(folder: Path, identity: str) -> Path:
+    """The artifact in a folder that was made from a model.
+
+    A folder that is an artifact itself is given as it is. InputError where there is no such one.
+    """
+    found = members(folder)
+    if len(found) == 1:
+        return found[0]
+    inputs = {path: read_manifest(path)[0].input for path in found}
+    for path, made_of in inputs.items():
+        if made_of == identity:
+            return path
+    listed = ", ".join(f"{path.name} from {made_of[:12]}…" for path, made_of in inputs.items())
+    raise InputError(
+        f"none of its artifacts was made from this model, {identity[:12]}… ({listed})",
+        source=folder,
+        field=FIELD,
+        mend=f"Add one: optrial prepare larosa --model MODEL --data DATA --out {folder}/NAME",
+    )
+
+
+Variant = Literal["larosa+", "larosa", "topk", "threshold"]
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Magnitude = Annotated[float, Field(ge=0)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Level(_Frozen):
+    """The sites' sparsities at one sparsity of the model; lists have one mapping per layer."""
+
+    sparsity: Share
+    """Share of the block-linear weights whose input is dropped."""
+    sites: list[dict[str, Share]]
+    """h1 to h4 -> share of its channels that are dropped."""
+    thresholds: list[dict[str, Magnitude]] | None = None
+    """h1 to h4 -> magnitude up to which a channel is dropped (variant `threshold`)."""
+    shape: str = "uniform"
+    """How the sites' shares were found: uniform, or by what search."""
+    divergence: float | None = None
+    """KL(dense || sparse) per token in nats on text that was held out of the calibration."""
+
+
+class BreakEven(_Frozen):
+    """Up to how many rows the sparse kernel beat a dense product, where it was measured."""
+
+    place: str
+    """Kind of device and dtype, such as `cpu float32`."""
+    inputs: int
+    outputs: int
+    share: float
+    """Of the inputs that are dropped."""
+    max_rows: int
+
+
+class Calibration(_Frozen):
+    """The text that activations were taken from."""
+
+    source: str
+    num_sequences: int
+    sequence_length: int
+    """Tokens."""
+    sha256: str
+    """Of the token ids."""
+
+
+class Manifest(_Frozen):
+    """`larosa.json`: all of an artifact but its tensors; its sha256 names the artifact."""
+
+    format: Literal[1] = 1
+    variant: Variant
+    input: str
+    """Fingerprint of the model that it was made from."""
+    model_type: str
+    dtype: Literal["float32", "bfloat16", "float16"]
+    span: int
+    """Neighbouring layers that share a rotation; 0 for all of them."""
+    folds: bool
+    """Whether norms' gains (and means) are folded into the weights, and the stream is rotated."""
+    adapted: list[int]
+    """Layers whose output is brought into the next layer's basis by a product."""
+    weight_aware: bool
+    calibration: Calibration
+    levels: list[Level]
+    """By growing sparsity."""
+    break_even: list[BreakEven]
+    row_major: list[str] = []
+    """Places at which a row-major copy of the weights pays for prompts."""
+    adapter_bytes: int
+    orthogonality_error: float
+    """Largest entry of |QᵀQ - I| over all rotations, float64."""
+    notes: list[str]
+    files: dict[str, FileEntry]
+    versions: dict[str, str]
+
 
 MANIFEST = "larosa.json"
 FIELD = "optimizations.larosa.artifact"

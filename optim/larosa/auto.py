@@ -21,8 +21,8 @@ from transformers.initialization import no_init_weights
 
 from optim.errors import InputError
 from optim.larosa.artifact import FIELD, Artifact
-from optim.larosa.break_even import max_rows, place
-from optim.larosa.sparse_model import at_sparsity, selections, sparse_model
+from optim.larosa.sparse.break_even import max_rows, place
+from optim.larosa.sparse.sparse_model import at_sparsity, selections, sparse_model
 from optim.model import DTYPES, wrap
 
 _OF_THE_HUB = frozenset(

@@ -12,12 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from optim.errors import InputError
 from optim.larosa.architecture import architecture_of
-from optim.larosa.artifact import Artifact, read_manifest
-from optim.larosa.break_even import RowRule, max_rows, place
-from optim.larosa.collection import content, made_from, members
+from optim.larosa.artifact import Artifact, content, made_from, members, read_manifest
 from optim.larosa.kernels.choice import require_dtype
 from optim.larosa.preparation import LarosaPreparation
-from optim.larosa.sparse_model import at_sparsity, selections, sparse_model
+from optim.larosa.sparse.break_even import RowRule, max_rows, place
+from optim.larosa.sparse.sparse_model import at_sparsity, selections, sparse_model
 from optim.model import LanguageModel
 
 if TYPE_CHECKING:

@@ -12,18 +12,9 @@ from typing import Annotated, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
-from optim.artifact_files import file_entries
+from optim.artifact_files import beside, file_entries, publish, require_new
 from optim.countdown import Countdown
-from optim.larosa import break_even
-from optim.larosa.architecture import architecture_of
-from optim.larosa.artifact import (
-    MANIFEST,
-    Artifact,
-    save_tensors,
-    write_config,
-)
-from optim.larosa.calibration import Sequences, cut
-from optim.larosa.coefficients import (
+from optim.larosa.allocation import (
     Allocated,
     Allocation,
     Search,
@@ -32,13 +23,24 @@ from optim.larosa.coefficients import (
     spent,
     uniform,
 )
-from optim.larosa.held_out import HeldOut
+from optim.larosa.architecture import architecture_of
+from optim.larosa.artifact import (
+    MANIFEST,
+    Artifact,
+    Calibration,
+    Level,
+    Manifest,
+    Variant,
+    save_tensors,
+    write_config,
+)
 from optim.larosa.kernels.choice import require_dtype
-from optim.larosa.manifest import Calibration, Level, Manifest, Variant
-from optim.larosa.moments import quantile
-from optim.larosa.rotation import Facts, Recipe, Rotation
+from optim.larosa.rotation.calibration import Sequences, cut
+from optim.larosa.rotation.held_out import HeldOut
+from optim.larosa.rotation.moments import quantile
+from optim.larosa.rotation.rotated_weights import Facts, Recipe, Rotation
+from optim.larosa.sparse import break_even
 from optim.model import LanguageModel
-from optim.new_folder import beside, publish, require_new
 from optim.resources import Resources
 
 OnStage = Callable[[str], None]

@@ -17,12 +17,12 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from optim.cache import KVAccounts
-from optim.vattention.arena import Arena
-from optim.vattention.backend import new_arena
+from optim.cache.slot_cache import KVAccounts
+from optim.models.window import context_length
+from optim.vattention.arena.arena import Arena
 from optim.vattention.cache_layer import ArenaLayer, Rows
+from optim.vattention.new_arena import new_arena
 from optim.vattention.settings import Settings
-from optim.window import context_length
 
 DEFAULT_LENGTH = 4096
 """Tokens that a row's range is first reserved for where the model names no context length."""

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
-from optim.vattention.arena import Arena, KVMemoryError
-from optim.vattention.pages import PageTable
+from optim.vattention.arena.arena import Arena, KVMemoryError
+from optim.vattention.arena.page_table import PageTable
+from optim.vattention.arena.stripes import Region
 from optim.vattention.settings import Settings
-from optim.vattention.stripes import Region
 
 
 class Rows:

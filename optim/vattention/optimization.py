@@ -6,11 +6,11 @@ import functools
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
-from optim.cache import layer_windows
+from optim.cache.slot_cache import layer_windows
 from optim.model import LanguageModel
-from optim.vattention.backend import new_arena
+from optim.vattention.new_arena import new_arena
 from optim.vattention.settings import Settings
-from optim.vattention.slots import VAttentionSlotCache
+from optim.vattention.slot_cache import VAttentionSlotCache
 
 if TYPE_CHECKING:
     from optim.names import Stage

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from optim.slot_layers import StaticLayerSlots
-from optim.vattention.pages import PageTable
-from optim.vattention.stripes import Region
+from optim.cache.slot_layers import StaticLayerSlots
+from optim.vattention.arena.page_table import PageTable
+from optim.vattention.arena.stripes import Region
 
 
 class ArenaLayerSlots(StaticLayerSlots):
