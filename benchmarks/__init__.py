@@ -1,0 +1,1 @@
+"""Speed, memory and error rates, against named rivals in the same run."""

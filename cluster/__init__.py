@@ -1,0 +1,1 @@
+"""How trials run on Ray, and what they leave."""

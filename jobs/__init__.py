@@ -1,0 +1,1 @@
+"""What people run, submit and read."""

@@ -1,0 +1,1 @@
+"""The optimisations, on one device, without Ray."""

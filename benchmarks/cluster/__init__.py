@@ -1,0 +1,1 @@
+"""Orchestration, files and summaries."""

@@ -1,0 +1,1 @@
+"""What vocabularies save and cost."""

@@ -32,10 +32,10 @@ from transformers.utils import logging
 
 from benchmarks.machine import describe, median_and_spread
 from jobs.data.demo_corpus import held_out_documents, training_documents
+from optim.adaptivocab.adapted_models import MIB, Adapting
 from optim.adaptivocab.artifact import Artifact
 from optim.adaptivocab.corpus import gather
 from optim.adaptivocab.preparation import AdaptivocabPreparation
-from optim.adaptivocab.training.adapted_models import MIB, Adapting
 from optim.adaptivocab.training.embeddings import extend
 from optim.adaptivocab.training.model_folders import (
     measure,

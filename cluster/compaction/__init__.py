@@ -1,0 +1,1 @@
+"""Few large files beside many small ones."""

@@ -1,0 +1,1 @@
+"""Whether the engine gives a model's own outputs, shown before it is trusted."""

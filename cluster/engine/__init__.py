@@ -1,0 +1,1 @@
+"""Continuous batching, sampling and scoring on one device; knows nothing of Ray."""

@@ -1,0 +1,1 @@
+"""Submission to Ray's job server."""

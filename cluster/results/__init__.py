@@ -1,0 +1,1 @@
+"""The schema, the commit, integrity and snapshots."""

@@ -1,0 +1,1 @@
+"""Who runs which cells: the queue, the workers, deadlines, failures."""

@@ -1,0 +1,1 @@
+"""The actor: loads configurations, runs blocks, commits rows."""

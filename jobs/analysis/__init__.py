@@ -1,0 +1,1 @@
+"""Comparisons, and what may be said of them: verdicts, attribution, claims, looks, sample size."""

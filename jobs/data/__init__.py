@@ -1,0 +1,1 @@
+"""Data sets and files, read as prompts and texts."""

@@ -1,0 +1,1 @@
+"""What a trial will cost and what it can see, before it runs."""

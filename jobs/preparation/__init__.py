@@ -1,0 +1,1 @@
+"""Artifacts of optimisations, made as Ray tasks."""

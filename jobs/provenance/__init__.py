@@ -1,0 +1,1 @@
+"""Which code, artifacts and prompts made the results."""

@@ -19,8 +19,8 @@ from cluster.results.results import Results
 from cluster.storage.creation import create_alone
 from jobs.formatting import plural
 from jobs.provenance.code_version import Code, code_differences
+from optim.author_settings import said, said_taken
 from optim.errors import InputError
-from optim.models.author_settings import said, said_taken
 
 HISTORY = "history"
 

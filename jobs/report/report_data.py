@@ -17,7 +17,6 @@ from cluster.results.results import Results
 from jobs.analysis.claims import Checked, Claim, check_claims
 from jobs.analysis.comparison import main_effects
 from jobs.analysis.findings import Findings, read_findings
-from jobs.analysis.guards.dominance import dominance_notes
 from jobs.analysis.guards.load import Load, loads
 from jobs.analysis.guards.stability import steadiness, steadiness_data, steadiness_notes
 from jobs.analysis.looks import TEST
@@ -29,6 +28,7 @@ from jobs.provenance.artifact_notes import noted
 from jobs.provenance.history import code_data, history_notes
 from jobs.queries.row_faults import error_notes
 from jobs.queries.sql import connect
+from jobs.report.notes.dominance import dominance_notes
 from jobs.report.notes.load import load_notes
 from jobs.report.notes.memory import memory_notes
 from jobs.report.notes.sparsity import sparsity_notes

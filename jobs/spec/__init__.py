@@ -1,0 +1,1 @@
+"""YAML to frozen models; metrics, and how a trial is judged."""

@@ -32,7 +32,7 @@ def generation_of(wanted: GenerationSpec, model: ModelSource, spec_path: str | P
 
 
 def _by_author(explicit: dict[str, Any], model: ModelSource) -> GenerationSpec:
-    from optim.models.author_settings import FILE, author_fields
+    from optim.author_settings import FILE, author_fields
 
     fields = author_fields(model.path, revision=model.revision)
     try:

@@ -112,7 +112,7 @@ def evaluate(
 
 
 def _say_author_settings(plan: Plan, from_model: bool, on_stage: OnStage) -> None:
-    from optim.models.author_settings import author_settings, said, said_taken
+    from optim.author_settings import author_settings, said, said_taken
 
     settings = author_settings(plan.model.path, revision=plan.model.revision)
     generation = plan.generation.model_dump(mode="json")

@@ -73,7 +73,7 @@ def write_manifest(results: Results, wanted: Wanted, hardware: list[dict[str, An
 
 def _author_settings(wanted: Wanted) -> dict[str, Any]:
     """What a reader should know beside the spec's own; used only as far as both agree."""
-    from optim.models.author_settings import author_settings
+    from optim.author_settings import author_settings
 
     model = wanted.plan.model
     return author_settings(model.path, revision=model.revision)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from optim.adaptivocab.adapted_models import Adapting
 from optim.adaptivocab.artifact import Manifest, Source, TokenCount, write_manifest
 from optim.adaptivocab.corpus import Corpus, gather
 from optim.adaptivocab.encoded_texts import batches
@@ -20,7 +21,6 @@ from optim.adaptivocab.settings import AdaptivocabSettings
 from optim.adaptivocab.tokenizer.base_vocabulary import BaseVocabulary
 from optim.adaptivocab.tokenizer.tokens import table
 from optim.adaptivocab.tokenizer_files import write_tokenizer
-from optim.adaptivocab.training.adapted_models import Adapting
 from optim.errors import InputError
 from optim.model import LanguageModel, load_tokenizer
 from optim.resources import Resources

@@ -1,0 +1,1 @@
+"""The KV caches behind the engine's slots."""

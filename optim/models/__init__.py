@@ -1,0 +1,1 @@
+"""What a model's folder says, and whether it can be trusted."""

@@ -1,0 +1,1 @@
+"""Simulated trials, and what is promised of them."""

@@ -1,0 +1,1 @@
+"""What forbids a verdict, whatever its numbers."""

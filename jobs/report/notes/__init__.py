@@ -1,0 +1,1 @@
+"""Sentences that a report adds to its numbers."""

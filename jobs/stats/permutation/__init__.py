@@ -1,0 +1,1 @@
+"""Effects and their tests, which swap the sides of whole clusters."""

@@ -1,0 +1,1 @@
+"""The authors' files, read without running anything in them."""

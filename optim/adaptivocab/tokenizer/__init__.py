@@ -1,0 +1,1 @@
+"""Tokenizers with the new tokens in them."""

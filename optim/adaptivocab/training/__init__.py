@@ -1,0 +1,1 @@
+"""Rows for new tokens, tuning, and what both come to."""

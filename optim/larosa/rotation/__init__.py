@@ -1,0 +1,1 @@
+"""Bases that concentrate activations, and weights rotated into them."""

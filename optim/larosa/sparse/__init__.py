@@ -1,0 +1,1 @@
+"""The model that reads no weights of what it drops."""

@@ -1,0 +1,1 @@
+"""Pages of virtual memory, reserved once and committed on demand."""

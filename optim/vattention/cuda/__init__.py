@@ -1,0 +1,1 @@
+"""Arenas by CUDA's driver."""

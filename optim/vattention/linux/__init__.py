@@ -1,0 +1,1 @@
+"""Arenas by Linux's memory maps."""

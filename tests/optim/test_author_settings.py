@@ -15,8 +15,8 @@ from cluster.results.results import MANIFEST
 from jobs.report.report_data import report_data
 from jobs.spec.generations import generation_of
 from jobs.spec.trial_spec import GenerationSpec
+from optim.author_settings import author_settings, said, said_taken
 from optim.model import load
-from optim.models.author_settings import author_settings, said, said_taken
 
 
 @pytest.mark.parametrize(
