@@ -37,6 +37,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "larosa+": {"variant": "larosa+"},
     "larosa+, same share everywhere": {"variant": "larosa+", "held_out": 0},
     "larosa+, one rotation": {"variant": "larosa+", "span": 0},
+    "larosa+, for a first look": {"variant": "larosa+", **LarosaPreparation.quick},
 }
 WINDOW = 512
 """Tokens that are scored in one pass."""

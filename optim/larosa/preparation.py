@@ -64,7 +64,7 @@ class LarosaPreparation(BaseModel):
     quick: ClassVar[dict[str, object]] = {
         "sequences": 8,
         "tokens": 512,
-        "held_out": 2,
+        "held_out": 1,
         "allocation": "sites",
     }
     """Settings for a first look; benchmarks/results says what they lose."""
