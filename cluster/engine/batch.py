@@ -5,31 +5,28 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from time import perf_counter
-from typing import TYPE_CHECKING
 
 import torch
 
 from cluster.engine.completion import Completion, Request, add_byte_seconds
+from cluster.engine.model_runner import ModelRunner
 from cluster.engine.sequence import Sequence
 from optim.cache.prefix import Prefix
 from optim.cache.slot_cache import KVAccounts
 from optim.errors import NoRoomError, SequenceError
 
-if TYPE_CHECKING:
-    from cluster.engine.engine import Engine
-
 
 class Batch:
     """One call of `generate`: its cache, its slots, its queue."""
 
-    def __init__(self, engine: Engine, requests: Iterable[Request]) -> None:
-        self.engine = engine
+    def __init__(self, runner: ModelRunner, requests: Iterable[Request]) -> None:
+        self.runner = runner
         self.submitted = perf_counter()
         self.failed: list[Completion] = []
-        self.prefixes = engine.prefixes
+        self.prefixes = runner.prefixes
         self.queue = deque(self._encoded(requests))
         self.preempted: deque[Sequence] = deque()  # to be run again before the queue
-        self.cache = engine.new_cache(self._longest())
+        self.cache = runner.new_cache(self._longest())
         self.active: list[Sequence] = []  # slot i holds active[i]
         self.filling: Sequence | None = None  # under prefill, in slot len(active)
         self.is_full = False
@@ -39,7 +36,7 @@ class Batch:
     def _encoded(self, requests: Iterable[Request]) -> Iterator[tuple[Request, list[int]]]:
         for request in requests:
             try:
-                ids = self.engine.encode(request)
+                ids = self.runner.encode(request)
             except SequenceError as error:
                 self.failed.append(Completion(request, error=str(error)))
                 continue
@@ -51,11 +48,11 @@ class Batch:
         """Tokens of the longest sequence that can come of these requests: a static cache's size."""
         lengths = [len(ids) + request.params.max_new_tokens for request, ids in self.queue]
         longest = max(lengths, default=1)
-        return longest if self.engine.max_length is None else min(longest, self.engine.max_length)
+        return longest if self.runner.max_length is None else min(longest, self.runner.max_length)
 
     def run(self) -> Iterator[Completion]:
         yield from self.failed
-        whole = self.engine.prefill_chunk is None
+        whole = self.runner.prefill_chunk is None
         while self.is_waiting or self.active or self.filling:
             while self._may_prefill():
                 done = self._advance_prefill()
@@ -75,7 +72,7 @@ class Batch:
     def _may_prefill(self) -> bool:
         if self.filling is not None:
             return True
-        has_slot = len(self.active) < self.engine.batch_size
+        has_slot = len(self.active) < self.runner.batch_size
         return has_slot and self.is_waiting and not (self.is_full and self.active)
 
     def _next(self) -> Sequence:
@@ -89,7 +86,7 @@ class Batch:
             sequence.start = started
         else:
             request, ids = self.queue.popleft()
-            sequence = Sequence(request, ids, self.engine.max_length, started)
+            sequence = Sequence(request, ids, self.runner.max_length, started)
         sequence.result.queue_s = started - self.submitted
         return sequence
 
@@ -108,14 +105,14 @@ class Batch:
                 self._wait(sequence)
                 return None
             self._arrived(sequence)
-            self.engine.fail(sequence, f"{type(error).__name__}: {error}")
+            self.runner.fail(sequence, f"{type(error).__name__}: {error}")
             return sequence.result
         if token is None:
             return None
         now = self._tick(is_prefill=True)
         sequence.note_kv(self.cache.accounts(slot), now)
         self.filling = None
-        if self.engine.accept(sequence, token, now):
+        if self.runner.accept(sequence, token, now):
             self._arrived(sequence)
             self._audit_if_last(len(self.active))
             self.cache.release(slot)
@@ -138,7 +135,7 @@ class Batch:
         sequence.result.prefill_shared = self.cache.fork(slot, prefix)
         sequence.num_prefilled = prefix.num_tokens
         assert prefix.logits_1V is not None
-        return self.engine.choose(prefix.logits_1V, [sequence])[0]
+        return self.runner.choose(prefix.logits_1V, [sequence])[0]
 
     def _arrived(self, sequence: Sequence) -> None:
         if self.prefixes is not None and not sequence.has_prompt:
@@ -155,13 +152,13 @@ class Batch:
     def _prefill_chunk(self, sequence: Sequence, slot: int) -> int | None:
         """The first token where the prompt is through, else None."""
         start = sequence.num_prefilled
-        chunk = sequence.prompt_ids[start:][: self.engine.prefill_chunk]
-        logits = self.engine.prefill(self.cache, slot, chunk)
+        chunk = sequence.prompt_ids[start:][: self.runner.prefill_chunk]
+        logits = self.runner.prefill(self.cache, slot, chunk)
         sequence.num_prefilled += len(chunk)
         if sequence.num_prefilled < len(sequence.prompt_ids):
             sequence.note_kv(self.cache.accounts(slot), self._tick(is_prefill=True))
             return None
-        token = self.engine.choose(logits, [sequence])[0]
+        token = self.runner.choose(logits, [sequence])[0]
         if self.prefixes is not None:
             prefix = self.prefixes.offer(sequence.prompt_ids, self.cache, slot)
             if prefix is not None:
@@ -174,24 +171,24 @@ class Batch:
 
     def _decode_step(self) -> Iterator[Completion]:
         yield from self._make_room()
-        active, engine = self.active, self.engine
+        active, runner = self.active, self.runner
         if not active:
             return
-        inputs = torch.tensor([[s.last_token] for s in active], device=engine.lm.device)
+        inputs = torch.tensor([[s.last_token] for s in active], device=runner.lm.device)
         with self.cache.decode(len(active)) as step:
-            logits = engine.forward(
+            logits = runner.forward(
                 "decode",
                 input_ids=inputs,
                 past_key_values=step.cache,
                 attention_mask=step.attention_mask,
                 position_ids=step.position_ids,
             )
-        tokens = engine.choose(logits, active)
+        tokens = runner.choose(logits, active)
         now = self._tick(is_prefill=False)
         finished = []
         for slot, (sequence, token) in enumerate(zip(active, tokens, strict=True)):
             sequence.note_kv(self.cache.accounts(slot), now)
-            if engine.accept(sequence, token, now):
+            if runner.accept(sequence, token, now):
                 finished.append(slot)
         for slot in reversed(finished):
             yield self._vacate(slot)
@@ -212,7 +209,7 @@ class Batch:
                 self._leave(last)
                 self._wait(sequence)
             else:
-                self.engine.fail(self.active[last], problems[last])
+                self.runner.fail(self.active[last], problems[last])
                 yield self._vacate(last)
 
     def _vacate(self, slot: int) -> Completion:
@@ -257,13 +254,13 @@ class Batch:
         if num_others or self.is_waiting or self.filling is not None:
             return
         start = perf_counter()
-        self.engine.stats.kv_audit = self.cache.audit()
-        self.engine.stats.audit_s += perf_counter() - start
+        self.runner.stats.kv_audit = self.cache.audit()
+        self.runner.stats.audit_s += perf_counter() - start
 
     def _tick(self, *, is_prefill: bool) -> float:
         """Charge the time since the last tick; called when the device's work is complete."""
         now = perf_counter()
-        stats, spent = self.engine.stats, now - self.last
+        stats, spent = self.runner.stats, now - self.last
         self.last = now
         held = self.cache.accounts()
         if self.prefixes is not None:
