@@ -39,7 +39,7 @@ def failures(name: str, trials: int, seed: int) -> list[Rate]:
         a, b = _rows(rng, 0.0, 0.3)
         failed = np.zeros(b.size, dtype=bool)
         failed[np.argsort(b.ravel())[-num:]] = True
-        rows = RowComparison(b.size, num_failed=num, num_failed_apart=num)
+        rows = RowComparison(b.size, b.size - num, num_failed=num, num_failed_apart=num)
         effect = _effect(a, b, ~failed.reshape(b.shape))
         texts = TextComparison(differing=b.size - num, compared=b.size - num)
         words = _words(dict.fromkeys((TOKENS, MEMORY, TIME), effect), rows, texts)
@@ -108,6 +108,7 @@ def _cut(a: Any, b: Any, budget: float) -> tuple[Effect, RowComparison, TextComp
     is_cut_a, is_cut_b = a >= budget, b >= budget
     rows = RowComparison(
         num_pairs=a.size,
+        num_completed=a.size,
         num_cut=int(is_cut_b.sum()),
         num_cut_reference=int(is_cut_a.sum()),
         num_cut_apart=int((is_cut_a | is_cut_b).sum()),

@@ -27,7 +27,7 @@ from cluster.telemetry.ray_metrics import (
     WorkerMetrics,
 )
 
-DASHBOARD = Path(run_metrics.__file__).parent / "deploy" / "grafana.json"
+DASHBOARD = Path(run_metrics.__file__).parents[1] / "deploy" / "grafana.json"
 
 
 def scraped(**labels: str) -> dict[str, float]:

@@ -144,7 +144,8 @@ def test_other_code_is_refused_and_nothing_is_touched(
     results = run_it(prompts)
     before = {p: p.stat().st_mtime_ns for p in Path(results.output).rglob("*")}
     other_code(monkeypatch)
-    with pytest.raises(InputError, match=r"other code made(.|\n)*cluster/engine/engine\.py") as caught:
+    names = r"other code made(.|\n)*cluster/engine/engine\.py"
+    with pytest.raises(InputError, match=names) as caught:
         run_it(prompts)
     assert "--accept-code-change" in str(caught.value)
     assert {p: p.stat().st_mtime_ns for p in Path(results.output).rglob("*")} == before

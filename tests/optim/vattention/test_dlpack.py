@@ -61,7 +61,7 @@ atexit.register(last)  # before torch's and the arena's own, so it runs after th
 import numpy as np
 import torch
 from fake_cuda_driver import FakeDriver
-from optim.vattention import dlpack
+from optim.vattention.arena import dlpack
 from optim.vattention.arena.arena import Spans
 from optim.vattention.cuda.arena import CudaArena
 
