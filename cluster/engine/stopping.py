@@ -15,7 +15,10 @@ class StopFinder:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._special = frozenset(tokenizer.all_special_ids)
+        # Those that decoding leaves out, which are more than the ones with a role of their own.
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        flagged = (number for number, token in added.items() if token.special)
+        self._special = frozenset([*tokenizer.all_special_ids, *flagged])
         # Any plain token before the text keeps its first space.
         self._anchor: list[int] = list(tokenizer("a", add_special_tokens=False)["input_ids"])[-1:]
         self._anchor_text = self._decode(self._anchor, skips=False)

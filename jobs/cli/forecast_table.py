@@ -52,8 +52,7 @@ def unfilled_text(found: Unfilled) -> str:
         size = f"{found.shard_prompts} or {plural(found.shard_prompts + 1, 'prompt')}"
     text = (
         f"Shards of {', '.join(found.datasets)} hold {size}, "
-        f"fewer than twice the batch of {found.batch_size}: about {found.empty_share * 100:.0f} % "
-        "of its slots stay empty. "
+        f"fewer than twice the batch of {found.batch_size}: {_empty_text(found.empty_share)}. "
     )
     mends = [f"`shards: {found.mended_shards}`"] if found.mended_shards != found.shards else []
     if found.mended_prompts != found.num_prompts:
@@ -62,6 +61,12 @@ def unfilled_text(found: Unfilled) -> str:
         f"{text}{' with '.join(mends)} would fill them; the verdicts need "
         f"{plural(found.needed_shards, 'shard')} each."
     )
+
+
+def _empty_text(share: float) -> str:
+    if share < 0.005:
+        return "its slots stay empty as soon as lengths differ"
+    return f"about {share * 100:.0f} % of its slots stay empty"
 
 
 def clock_text(seconds: float | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AddedToken, PreTrainedTokenizerFast
 
 from cluster.engine.stopping import StopFinder
 
@@ -34,3 +34,13 @@ def test_a_stop_that_begins_with_a_space_is_found_at_the_start() -> None:
 def test_texts_are_given_without_special_tokens() -> None:
     assert cut("\u2581a", "<s>", "\u2581is", ".", stop=".") == "a is"
     assert cut("\u2581a", "<s>", "\u2581is", stop="<s>") == "a"
+
+
+def test_every_token_that_decoding_leaves_out_is_left_out_before_a_stop() -> None:
+    tokenizer = sentencepiece()
+    tokenizer.add_tokens([AddedToken("<|header|>", special=True)])
+    header = tokenizer.convert_tokens_to_ids("<|header|>")
+    assert header not in tokenizer.all_special_ids, "it has no role of its own"
+    ids = [WORDS.index("\u2581a"), header, WORDS.index("\u2581is"), WORDS.index(".")]
+    assert tokenizer.decode(ids[:3], skip_special_tokens=True) == "a is"
+    assert StopFinder(tokenizer).cut(ids, (".",)) == "a is"

@@ -72,6 +72,11 @@ def test_both_shapes_are_named(edited: Callable[..., str]) -> None:
         "model.layers.0.self_attn.q_proj.bias",
         "model.layers.0.self_attn.q_proj.weight_scale",
         "model.layers.1.mlp.down_proj.qzeros",
+        "model.layers.7.mlp.up_proj.weight",
+        "model.layers.0.self_attn.q_norm.weight",
+        "model.layers.0.self_attn.q_proj.lora_A.weight",
+        "model.embed_positions.weight",
+        "base_model.model.lm_head.weight",
     ],
 )
 def test_tensors_that_a_layer_should_use_are_named(edited: Callable[..., str], name: str) -> None:
@@ -79,13 +84,44 @@ def test_tensors_that_a_layer_should_use_are_named(edited: Callable[..., str], n
     assert f"the checkpoint has {name}, which its configuration has no use for" in said
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_codes_without_what_they_stand_for_are_refused(
+    edited: Callable[..., str], dtype: torch.dtype
+) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    said = refusal(edited(lambda t: t.update({name: t[name].to(dtype)})))
+    assert f"it holds {name} as " in said
+    assert "no quantization_config says what that stands for" in said
+
+
+def test_a_renamed_tensor_is_named_beside_what_is_missing(edited: Callable[..., str]) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    said = refusal(edited(lambda t: t.update({f"module.{name}": t.pop(name)})))
+    assert f"the checkpoint lacks {name}; it has module.{name}, which nothing uses" in said
+
+
 def test_tensors_that_change_nothing_are_no_fault(
     edited: Callable[..., str], tiny_model_folder: Path
 ) -> None:
-    extra = {"model.rotary_emb.inv_freq": torch.ones(8), "vision.tower.weight": torch.ones(2)}
+    names = ("model.rotary_emb.inv_freq", "vision_tower.weight", "v_head.summary.bias")
+    extra = {name: torch.ones(2) for name in names}
     lm, plain = load(edited(lambda t: t.update(extra))), load(str(tiny_model_folder))
     ids = torch.tensor([[1, 2, 3]])
     assert torch.equal(lm.model(ids).logits, plain.model(ids).logits)
+
+
+def test_masks_that_older_checkpoints_hold_are_no_fault(tmp_path: Path) -> None:
+    config = CONFIG_MAPPING["gpt2"](
+        vocab_size=258, n_embd=32, n_layer=1, n_head=2, eos_token_id=256
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tiny_models.tokenizer().save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    stored = load_file(file)
+    stored["transformer.h.0.attn.bias"] = torch.ones(1, 1, 8, 8)
+    stored["transformer.h.0.attn.masked_bias"] = torch.tensor(-1e4)
+    save_file(stored, file, metadata={"format": "pt"})
+    assert load(str(tmp_path)).model.config.model_type == "gpt2"
 
 
 def test_another_head_is_refused(tmp_path: Path) -> None:
