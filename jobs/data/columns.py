@@ -130,6 +130,8 @@ def choice_texts(name: str | None, values: Mapping[str, Any]) -> list[str] | Non
     return [_sound(name, text) for text in value]
 
 
+OTHER_MEDIA = ("images", "image", "image_url", "audio", "audios", "video", "videos")
+"""Keys of a message beside its text, which a template for text passes over."""
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 
@@ -157,6 +159,9 @@ def _role_and_content(message: Mapping[str, Any], place: str) -> dict[str, str]:
             f"{place} has `from` and `value` instead of `role` and `content`: rename them, and "
             "`human` to `user`, `gpt` to `assistant`"
         )
+    for key in OTHER_MEDIA:
+        if message.get(key):
+            raise RowError(f"{place} has `{key}`, and only text can be run")
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str):
         raise RowError(f"{place}: `role` is no text: {_shown(role)}")

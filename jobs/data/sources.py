@@ -13,6 +13,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
@@ -30,6 +31,7 @@ STREAM_ABOVE_BYTES = 1 << 30
 """Hub datasets larger than this are streamed even where all rows are wanted."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_WHOLE_FLOAT = re.compile(r"-?\d+\.0")
 _SUFFIX = re.compile(r"\.(jsonl|csv|parquet)(\.gz)?$", re.IGNORECASE)
 _FILES = frozenset(
     {
@@ -193,12 +195,18 @@ class JsonlSource(_FileSource):
 class CsvSource(_FileSource):
     """A CSV file with a header. Every cell is text; an empty one is null."""
 
+    _floats: frozenset[str] | None = None
+
     def columns(self) -> list[str]:
         rows = self._rows()
         header = next(rows, None)
         if header is None or next(rows, None) is None:
             raise self.empty()
         names = header[1]
+        if names[0].lstrip().startswith("{"):
+            raise InputError(
+                "it holds JSON, not cells between commas", source=self.name, mend="Name it .jsonl"
+            )
         if len(names) == 1:
             for separator, shown in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
                 if separator in names[0]:
@@ -212,13 +220,38 @@ class CsvSource(_FileSource):
     def records(self, columns: Sequence[str]) -> Iterator[Record]:
         rows = self._rows()
         _, names = next(rows)
+        floats = self._written_as_floats(names)
         for line, cells in rows:
             if len(cells) == len(names):
-                values = dict(zip(names, (cell or None for cell in cells), strict=True))
+                values = {
+                    name: (cell.removesuffix(".0") if name in floats else cell) or None
+                    for name, cell in zip(names, cells, strict=True)
+                }
                 yield Record("line", line, values)
             else:
                 problem = f"line {line}: expected {len(names)} cells, got {len(cells)}"
                 yield Record("line", line, None, problem)
+
+    def _written_as_floats(self, names: Sequence[str]) -> frozenset[str]:
+        """Columns of whole numbers, one of them missing, which pandas writes as 1.0, 2.0 and none.
+
+        Where none is missing it writes 1 and 2, so that 1.0 is what somebody meant.
+        """
+        if self._floats is None:
+            whole, lacking = set(names), set()
+            for _, cells in islice(self._rows(), 1, None):
+                if len(cells) != len(names):
+                    continue
+                lacking |= {name for name, cell in zip(names, cells, strict=True) if not cell}
+                whole -= {
+                    name
+                    for name, cell in zip(names, cells, strict=True)
+                    if name in whole and cell and not _WHOLE_FLOAT.fullmatch(cell)
+                }
+                if not whole:
+                    break
+            self._floats = frozenset(whole & lacking)
+        return self._floats
 
     def _rows(self) -> Iterator[tuple[int, list[str]]]:
         """The rows that are not blank, each with the line where it ends."""

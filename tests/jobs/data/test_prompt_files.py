@@ -200,3 +200,29 @@ def test_plain_prompts_as_a_chat(tmp_path: Path) -> None:
     [row] = read(path, tokenizer=Tokenizer, chat=True)
     assert (row.prompt, row.is_chat) == ("<user>hi<assistant>", True)
     assert row.prompt_id != read(path)[0].prompt_id, "another prompt"
+
+
+def test_whole_numbers_that_a_table_tool_wrote_to_csv_as_floats(tmp_path: Path) -> None:
+    """Where one is missing; where none is, 1.0 is what somebody meant."""
+    path = tmp_path / "prompts.csv"
+    path.write_text("id,prompt,target,version\n1.0,a,4.0,3.0\n2.0,b,,3.1\n,c,5.0,3.0\n")
+    rows = read(path, id="id", target="target", cluster="version")
+    assert [row.prompt_id for row in rows][:2] == ["1", "2"]
+    assert [row.target for row in rows] == ["4", None, "5"]
+    assert [row.cluster for row in rows] == ["3.0", "3.1", "3.0"]
+    path.write_text("id,prompt,target\n1.0,a,3.0\n2.0,b,2.0\n")
+    assert [row.target for row in read(path, id="id", target="target")] == ["3.0", "2.0"]
+
+
+def test_json_lines_that_are_called_csv(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(ROWS)
+    said = str(refusal(path))
+    assert "a.csv: it holds JSON, not cells between commas. Name it .jsonl" in said
+
+
+def test_pictures_beside_a_text_are_not_passed_over(tmp_path: Path) -> None:
+    message = {"role": "user", "content": "what is this?", "images": ["cat.png"]}
+    path = jsonl(tmp_path, {"messages": [message]})
+    [row] = read(path, tokenizer=Tokenizer, messages="messages")
+    assert "has `images`, and only text can be run" in str(row.error)
