@@ -3,8 +3,9 @@
 False alarms where nothing differs, coverage of intervals where something does, power against its
 formula, families of verdicts, failures, budgets, looks and claims, through the functions that
 reports use; each rate beside what docs/answers.md promises, and what verdicts went by before beside
-it. Settings, seeds and numbers of trials are those of `benchmarks/statistics/calibration/`. Prints tables, and
-as its last line JSON. `tests/jobs/stats/test_calibration.py` runs the same with fewer trials.
+it. Settings, seeds and numbers of trials are those of `benchmarks/statistics/calibration/`. Prints
+tables, and as its last line JSON. `tests/jobs/stats/test_calibration.py` runs the same with fewer
+trials.
 """
 
 from __future__ import annotations

@@ -197,7 +197,7 @@ def _prepared(wanted: Wanted, choice: Choice, address: str | None, on_stage: OnS
     task = task_of(wanted, choice, choice.preparation)
     made_by = recipe(task)
     if not is_made(task.out, made_by):
-        on_stage(f"preparing {wanted.name} ({choice.preparation})")
+        on_stage(f"preparing {preset_text(wanted.name, choice.preparation)}")
         began_s = monotonic()
         try:
             prepare(task, address=address, on_stage=on_stage)
@@ -235,6 +235,12 @@ def task_of(wanted: Wanted, choice: Choice, preset: Preset) -> Task:
         cpus=choice.cpus,
         gpus=choice.gpus,
     )
+
+
+def preset_text(name: str, preset: Preset) -> str:
+    """What is prepared and how, with what that costs."""
+    costs = getattr(preparations()[name], "quick_costs", None) if preset == "quick" else None
+    return f"{name} ({preset})" + (f": {costs}; --preparation full" if costs else "")
 
 
 def quick_settings(name: str) -> dict[str, Any]:

@@ -25,8 +25,10 @@ class AdaptivocabPreparation(AdaptivocabSettings):
     paths: ClassVar[frozenset[str]] = frozenset({"protect", "official"})
     """Settings that say where something lies."""
     quick: ClassVar[dict[str, object]] = {"tune": False, "measure_mib": 1 / 64}
-    """Settings for a first look, which shows what the vocabulary saves and not how good a model
-    with it can be."""
+    """Settings for a first look."""
+    quick_costs: ClassVar[str] = (
+        "no model is tuned, so it shows what the vocabulary saves and not how good a model can be"
+    )
 
     def run(
         self,

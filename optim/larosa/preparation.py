@@ -67,7 +67,10 @@ class LarosaPreparation(BaseModel):
         "held_out": 1,
         "allocation": "sites",
     }
-    """Settings for a first look; benchmarks/results says what they lose."""
+    """Settings for a first look."""
+    quick_costs: ClassVar[str] = (
+        "on the demo's model it loses 0.008 bits per byte at 40 %, a full one 0.005"
+    )
 
     variant: Variant = "larosa+"
     """larosa+: ours. larosa: as published. topk: no rotation. threshold: no rotation, a fixed
