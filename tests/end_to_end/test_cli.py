@@ -305,7 +305,9 @@ def test_the_program_itself_exits_with_2_and_no_traceback(tmp_path: Path) -> Non
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "stop", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_interrupted_trial_is_resumed(
     run: Run, trial: Callable[..., Path], tmp_path: Path, stop: signal.Signals
 ) -> None:

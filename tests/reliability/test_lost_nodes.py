@@ -55,6 +55,7 @@ def test_a_node_that_is_lost_costs_what_was_in_flight_on_it(
     require_sound(plan, Results(plan.output), num_killed=1)
 
 
+@pytest.mark.slow
 def test_a_worker_that_outlives_its_node_commits_first_and_once(tmp_path: Path) -> None:
     found, plan = trial(tmp_path, "raylet")
     assert found["is_complete"]

@@ -45,6 +45,7 @@ def start(
         sleep(0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not networks.can_make(), reason="needs root, and network namespaces")
 def test_both_sides_of_a_partition_finish_and_one_part_counts(tmp_path: Path) -> None:
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}

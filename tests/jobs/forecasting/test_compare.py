@@ -189,6 +189,7 @@ def test_a_forecast_from_a_pilot(spec: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists(), "a pilot leaves nothing"
 
 
+@pytest.mark.slow
 def test_storage_is_foretold_within_a_quarter(spec: Path, run: Run, tmp_path: Path) -> None:
     found = forecast(spec, pilot_prompts=6, pilot_seeds=2)
     assert run("evaluate", spec)[0] == 0
