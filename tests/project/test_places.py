@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import ray
-from program import Run
 from ray._private.utils import check_version_info
 
 from cluster.ray_session import _cannot_start, _join, _start
@@ -48,24 +49,24 @@ def test_why_ray_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Set RAY_TMPDIR to a folder that can be written to" in str(_cannot_start(temporary))
 
 
-def test_what_cannot_start_ray_is_one_error(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "shutdown", lambda: None)  # other tests' cluster goes on
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # Ray would set it for whatever runs after
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("a" * 120)))
+def test_what_cannot_start_ray_is_one_error(tmp_path: Path) -> None:
+    """In a process of its own: in this one another test's Ray may be running."""
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "one"}\n')
     spec = tmp_path / "trial.yaml"
     spec.write_text(
         f"model: demo\ndatasets: [{{path: {tmp_path / 'prompts.jsonl'}}}]\n"
         f"configurations: [{{name: one}}]\noutput: {tmp_path / 'out'}\n"
     )
-    code, out, err = run("evaluate", spec)
-    assert code == 2, out + err
-    assert "RAY_TMPDIR: Ray cannot start: its sockets' paths" in " ".join(err.split())
-    assert "Traceback" not in out + err
+    around = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs", "evaluate", str(spec)],
+        capture_output=True,
+        text=True,
+        env=around | {"RAY_TMPDIR": str(tmp_path / ("a" * 120))},
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "RAY_TMPDIR: Ray cannot start: its sockets' paths" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stdout + done.stderr
     assert not (tmp_path / "out").exists()
 
 

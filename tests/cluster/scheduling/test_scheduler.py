@@ -53,6 +53,7 @@ def run(plan: Plan, results: Results, **options: Any) -> Any:
     return scheduler.run()
 
 
+@pytest.mark.slow
 def test_one_and_four_workers_agree_byte_for_byte_whatever_dies(
     tmp_path: Path, tiny_model_folder: Path
 ) -> None:
