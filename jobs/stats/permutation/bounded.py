@@ -26,6 +26,7 @@ lost and 20 % won, intervals of 95 % miss in 11 % of trials, of 30 pairs in 7 %.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -47,19 +48,19 @@ BEYOND = 1e-6
 """What an interval that leaves out 0 begins at, where it is not known to begin farther off."""
 
 
-class Limits:
+class Limits(ABC):
     """One-sided tests of every θ."""
 
     is_nothing: bool
     """Whether no cluster differs."""
 
+    @abstractmethod
     def p_below(self, theta: float) -> float:
         """p that the effect is θ or more."""
-        raise NotImplementedError
 
+    @abstractmethod
     def mirrored(self) -> Limits:
         """Of the two sides exchanged."""
-        raise NotImplementedError
 
     def p_above(self, theta: float) -> float:
         """p that the effect is θ or less."""
